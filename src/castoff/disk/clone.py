@@ -1,0 +1,65 @@
+"""The port through which a machine gets its writable copy of a rootfs.
+
+Lifecycle: a strategy is asked once per machine for the drives that the VMM attaches; they live in the machine's own
+directory, and deleting that directory is all it takes to be rid of them. The rootfs file is never written.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["CloneKind", "CloneStrategy", "Drive", "Role"]
+
+
+class CloneKind(enum.StrEnum):
+    """How a machine's copy is made."""
+
+    REFLINK = "reflink"
+    OVERLAY = "overlay"
+    COPY = "copy"
+
+
+class Role(enum.StrEnum):
+    """What a drive is for. The guest finds drives by their serial, which is the role."""
+
+    ROOT = "root"
+    """A writable root filesystem, alone."""
+    BASE = "base"
+    """The read-only lower half of an overlay, shared by machines."""
+    UPPER = "upper"
+    """The writable upper half of an overlay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """One block device of a machine, backed by a raw file or a block device."""
+
+    role: Role
+    path: Path
+    read_only: bool
+    direct: bool
+    """Open with O_DIRECT: reflinked files share no page cache, so caching them twice is waste; an overlay's base is
+    shared and is cached."""
+
+
+class CloneStrategy(Protocol):
+    """Makes the drives of one machine from one rootfs."""
+
+    kind: CloneKind
+
+    async def clone(self, rootfs: Path, directory: Path, *, size: int) -> list[Drive]:
+        """Makes a machine's drives in ``directory`` (which exists and is the machine's own).
+
+        Args:
+            rootfs: The composed rootfs: a complete ext4 image.
+            directory: Where the machine's own files go.
+            size: Bytes of the rootfs; an overlay's upper drive gets as much.
+
+        Raises:
+            Unsupported: The filesystem cannot (no reflinks).
+            NoSpace: Not enough room.
+        """
+        ...

@@ -1,0 +1,102 @@
+"""The port to virtual machine monitors.
+
+Lifecycle: ``start`` returns once the VMM process runs and has accepted the whole specification (for QEMU: its control
+socket answers or its guest channel accepts; for Firecracker: InstanceStart answered). The handle then waits for, stops
+or kills it. A VMM outlives whoever started it; ``reattach`` finds it again by pid, start time and socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from castoff.disk.clone import Drive
+
+__all__ = ["MachineSpec", "PortForward", "Vmm", "VmmHandle"]
+
+
+@dataclass(frozen=True, slots=True)
+class PortForward:
+    """A port of the host that leads to one of the guest."""
+
+    host_port: int
+    guest_port: int
+    host_address: str = "127.0.0.1"
+    protocol: str = "tcp"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """All that a VMM needs to know of one machine.
+
+    Attributes:
+        id: The machine's id; every resource is named after it.
+        directory: The machine's own directory: sockets, console log.
+        cpus: Virtual CPUs.
+        memory: Bytes of guest memory.
+        kernel: Kernel file: ELF vmlinux or bzImage.
+        initramfs: The whole initramfs of this machine (castoff.vmm.initramfs makes it).
+        kernel_args: Added to the driver's own kernel command line.
+        drives: In the order in which the guest should see them; found by serial.
+        ports: Published ports.
+        network: Whether the guest has a network card.
+    """
+
+    id: str
+    directory: Path
+    cpus: int
+    memory: int
+    kernel: Path
+    initramfs: Path
+    drives: tuple[Drive, ...]
+    kernel_args: tuple[str, ...] = ()
+    ports: tuple[PortForward, ...] = ()
+    network: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class VmmHandle(Protocol):
+    """A running VMM."""
+
+    pid: int
+    channel: Path
+    """Unix socket of the guest channel (castoff.vmm.channel speaks on it)."""
+    console: Path
+    """The guest kernel's console output."""
+
+    def state(self) -> dict[str, Any]:
+        """What ``reattach`` needs, as JSON can hold it."""
+        ...
+
+    async def wait(self) -> int:
+        """Waits for the VMM's end; its exit status (0: the guest powered off)."""
+        ...
+
+    async def stop(self, timeout: float) -> None:
+        """Asks the guest to power off, kills it after ``timeout`` seconds."""
+        ...
+
+    async def kill(self) -> None:
+        """Ends the VMM now. Idempotent."""
+        ...
+
+
+class Vmm(Protocol):
+    """Starts machines."""
+
+    name: str
+
+    async def start(self, spec: MachineSpec) -> VmmHandle:
+        """Starts a machine.
+
+        Raises:
+            Unsupported: The VMM is not installed, or cannot do what the specification asks.
+            Unavailable: It started and ended, or did not answer; the message ends with its last output.
+        """
+        ...
+
+    async def reattach(self, state: Mapping[str, Any]) -> VmmHandle | None:
+        """The handle of a VMM that an earlier process started; None when it has ended."""
+        ...
