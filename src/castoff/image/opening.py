@@ -1,0 +1,38 @@
+"""Opens the source that a reference names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from castoff.errors import Invalid, NotFound
+from castoff.image.reference import LayoutReference, Reference
+from castoff.image.settings import ImageSettings
+from castoff.image.source import ImageSource
+
+__all__ = ["open_source"]
+
+
+def open_source(reference: Reference, settings: ImageSettings, cache: Path) -> ImageSource:
+    """The source of a reference's image; nothing is fetched yet, and no network library imported.
+
+    Args:
+        reference: From ``parse_reference``.
+        settings: How to fetch.
+        cache: A directory, made when needed, that keeps manifests and configs by their digests.
+
+    Raises:
+        NotFound, Invalid: The path of an image on disk is not there, or is no layout or archive.
+    """
+    # Each source's module is imported when it is the one: a warm `castoff run` pays for nothing else.
+    if not isinstance(reference, LayoutReference):
+        from castoff.image.registry import RegistrySource
+
+        return RegistrySource(reference, settings, cache)
+    if reference.kind == "oci":
+        from castoff.image.files import DirectoryFiles
+        from castoff.image.layout import LayoutSource
+
+        if not reference.path.is_dir():
+            raise NotFound(f"{reference.path} is not a directory", hint="oci: names an OCI layout; oci-archive: a tar of one")
+        return LayoutSource(reference, DirectoryFiles(reference.path), settings)
+    raise Invalid(f"{reference.kind} is not read yet", hint="use an OCI layout")
