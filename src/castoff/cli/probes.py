@@ -1,0 +1,167 @@
+"""What this host can do, each tried for real: a device file that exists proves nothing.
+
+A probe answers with a :class:`Finding` and never raises; nothing that it makes outlives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Finding", "containerd", "fanotify", "firecracker", "fuse", "mkfs_xfs", "qemu", "tap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer of one probe.
+
+    Attributes:
+        name: What was looked for.
+        works: Whether it is there and works.
+        found: What was found, or what is wrong, a few words.
+        gives: What castoff does with it.
+        how: How to get it; empty where it works.
+        needed: Whether no machine runs without it.
+    """
+
+    name: str
+    works: bool
+    found: str
+    gives: str
+    how: str = ""
+    needed: bool = False
+
+
+def qemu() -> Finding:
+    """QEMU, the VMM that runs anywhere."""
+    gives = "runs machines, with KVM or by emulation"
+    path = shutil.which("qemu-system-x86_64")
+    if path is None:
+        return Finding("qemu", False, "qemu-system-x86_64 is not installed", gives, "apt install qemu-system-x86", needed=True)
+    return Finding("qemu", True, f"{path}, {_first_line([path, '--version'])}", gives, needed=True)
+
+
+def firecracker() -> Finding:
+    """Firecracker and its jailer."""
+    gives = "runs machines with less memory and a smaller attack surface (--vmm firecracker); needs KVM"
+    how = "put `firecracker` and `jailer` of a release (github.com/firecracker-microvm/firecracker/releases) on PATH"
+    path = shutil.which("firecracker")
+    if path is None:
+        return Finding("firecracker", False, "not on PATH", gives, how)
+    jailer = shutil.which("jailer")
+    with_jailer = f", jailer {jailer}" if jailer else ", no jailer (root wants one)"
+    return Finding("firecracker", True, f"{path}, {_first_line([path, '--version'])}{with_jailer}", gives, "" if jailer else how)
+
+
+def mkfs_xfs() -> Finding:
+    """mkfs.xfs, for a store with reflinks on any filesystem."""
+    gives = "makes a store with reflinks on a filesystem without (as root)"
+    path = shutil.which("mkfs.xfs")
+    return Finding("mkfs.xfs", bool(path), path or "not installed", gives, "" if path else "apt install xfsprogs")
+
+
+def fuse() -> Finding:
+    """Whether a FUSE filesystem could be served."""
+    gives = "serves an incomplete rootfs on any kernel"
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return Finding("fuse", False, "/dev/fuse is missing", gives, "modprobe fuse")
+    except OSError as error:
+        return Finding("fuse", False, f"/dev/fuse: {error.strerror}", gives, "run as root, or let your user open /dev/fuse")
+    helper = shutil.which("fusermount3")
+    if os.geteuid() != 0 and helper is None:
+        return Finding("fuse", False, "/dev/fuse opens, fusermount3 is missing", gives, "apt install fuse3")
+    return Finding("fuse", True, "/dev/fuse opens", gives)
+
+
+_FAN_CLASS_PRE_CONTENT = 0x8
+_FAN_CLOEXEC = 0x1
+_FAN_MARK_ADD = 0x1
+_FAN_PRE_ACCESS = 0x100000
+"""linux/fanotify.h, since 6.14."""
+
+
+def fanotify() -> Finding:
+    """Whether the kernel asks before a file's contents are read."""
+    gives = "serves an incomplete rootfs at the kernel's own speed"
+    libc = ctypes.CDLL(None, use_errno=True)
+    group = libc.fanotify_init(_FAN_CLASS_PRE_CONTENT | _FAN_CLOEXEC, os.O_RDWR)
+    if group < 0:
+        what = os.strerror(ctypes.get_errno())
+        return Finding("fanotify", False, f"fanotify_init: {what}", gives, "run as root, on Linux 6.14 or later")
+    try:
+        with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+            mark = libc.fanotify_mark(
+                group, ctypes.c_uint(_FAN_MARK_ADD), ctypes.c_uint64(_FAN_PRE_ACCESS), -100, os.fsencode(file.name)
+            )
+            if mark < 0:
+                what = os.strerror(ctypes.get_errno())
+                return Finding(
+                    "fanotify", False, f"no pre-content events: {what}", gives, "Linux 6.14 or later, state on ext4, XFS or btrfs"
+                )
+    finally:
+        os.close(group)
+    return Finding("fanotify", True, "pre-content events work", gives)
+
+
+_TUNSETIFF = 0x400454CA
+_IFF_TAP, _IFF_NO_PI = 0x2, 0x1000
+
+
+def tap() -> Finding:
+    """Whether a tap device can be made; it is gone when its descriptor is closed."""
+    gives = "gives machines a network of their own (Firecracker needs it for any)"
+    try:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Finding("tap", False, "/dev/net/tun is missing", gives, "modprobe tun")
+    except OSError as error:
+        return Finding("tap", False, f"/dev/net/tun: {error.strerror}", gives, "run as root")
+    try:
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"castoff-probe", _IFF_TAP | _IFF_NO_PI))
+    except OSError as error:
+        return Finding("tap", False, f"making one: {error.strerror}", gives, "run as root (CAP_NET_ADMIN)")
+    finally:
+        os.close(descriptor)
+    return Finding("tap", True, "one was made and removed", gives)
+
+
+def containerd(address: Path) -> Finding:
+    """Whether a containerd answers where the settings say."""
+    gives = "the containerd provider: pull and snapshots by it (--rootfs containerd)"
+    how = "apt install containerd; or set rootfs.containerd_address"
+    if not address.exists():
+        return Finding("containerd", False, f"no socket at {address}", gives, how)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(address))
+        except OSError as error:
+            return Finding("containerd", False, f"{address}: {error.strerror or error}", gives, how)
+    with contextlib.suppress(ImportError):
+        import grpc  # noqa: F401 - whether it is installed is the question
+
+        return Finding("containerd", True, f"answers at {address}", gives)
+    return Finding(
+        "containerd", False, f"answers at {address}, but grpcio is not installed", gives, "pip install 'castoff[containerd]'"
+    )
+
+
+def _first_line(command: list[str]) -> str:
+    """The first line a program prints, or why there is none."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not run: {error}"
+    lines = done.stdout.decode(errors="replace").splitlines()
+    return lines[0] if lines else f"prints nothing, exit {done.returncode}"

@@ -1,0 +1,144 @@
+"""What a machine is: its id, what a create asks for, and what is written down of it."""
+
+from __future__ import annotations
+
+import enum
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NewType
+
+import msgspec
+
+from castoff.disk.clone import CloneKind
+from castoff.errors import Invalid
+from castoff.image.image import Platform
+from castoff.machine.identity import Owner
+from castoff.vmm.vmm import PortForward
+
+__all__ = ["MachineId", "MachineRecord", "MachineRequest", "MachineState", "check_name", "new_machine_id", "parse_machine_id"]
+
+_ID = re.compile(r"[0-9a-f]{14}\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+
+
+MachineId = NewType("MachineId", str)
+"""14 hexadecimal digits; everything that a machine owns is named after it."""
+
+
+def new_machine_id() -> MachineId:
+    """A new id: 56 random bits."""
+    return MachineId(secrets.token_hex(7))
+
+
+def parse_machine_id(text: str) -> MachineId:
+    """An id from a person, a program or a file.
+
+    Raises:
+        Invalid: It is none.
+    """
+    if not _ID.match(text):
+        raise Invalid(
+            f"{text[:60]!r} is not a machine id", hint="an id is 14 hexadecimal digits; `castoff machine list` shows them"
+        )
+    return MachineId(text)
+
+
+def check_name(name: str) -> str:
+    """A machine's name, which is its host name too unless another is given.
+
+    Raises:
+        Invalid: It could not be one.
+    """
+    if not _NAME.match(name):
+        raise Invalid(
+            f"machine name {name[:80]!r} is not usable", hint="letters, digits, dots, dashes; at most 63, a letter or digit first"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRequest:
+    """What one create asks for; None: as the image or the configuration says.
+
+    Attributes:
+        image: Image reference.
+        command: Replaces the image's ``cmd``.
+        entrypoint: Replaces the image's ``entrypoint``, and drops its ``cmd``.
+        env: ``K=V`` on top of the image's.
+        working_dir: Absolute path in the guest.
+        user: ``user[:group]``, names or numbers.
+        hostname: The guest's name; the machine's name, or its id.
+        interactive: The command reads what ``Machine.write`` sends; else its stdin is empty.
+        tty: The command gets a terminal: one stream for its output, and a window size.
+        cpus: Virtual CPUs.
+        memory: Bytes.
+        disk_size: Bytes of the root filesystem.
+        name: Unique among the host's machines.
+        vmm: Driver.
+        rootfs: A provider's name, or a file or block device that holds the rootfs.
+        clone: How the machine gets its writable copy.
+        kernel: Kernel file.
+        ports: Published ports.
+        network: Whether the guest has a network card.
+        platform: Of the image.
+        keep: The machine's directory stays when it ends.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    working_dir: str | None = None
+    user: str | None = None
+    hostname: str | None = None
+    interactive: bool = False
+    tty: bool = False
+    cpus: int | None = None
+    memory: int | None = None
+    disk_size: int | None = None
+    name: str | None = None
+    vmm: str | None = None
+    rootfs: str | Path | None = None
+    clone: CloneKind | None = None
+    kernel: Path | None = None
+    ports: tuple[PortForward, ...] = ()
+    network: bool | None = None
+    platform: Platform | None = None
+    keep: bool = False
+
+
+class MachineState(enum.StrEnum):
+    """How far a machine is."""
+
+    CREATING = "creating"
+    STARTED = "started"
+    EXITED = "exited"
+
+
+class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is written down of a machine, in ``machine.json`` of its directory."""
+
+    version: int = 1
+    id: MachineId
+    name: str
+    state: MachineState
+    owner: Owner
+    """The process that runs it; when that is gone, the machine is a leftover."""
+    created: float
+    """Seconds since the epoch."""
+    keep: bool
+    image: str
+    """The reference that was asked for."""
+    digest: str = ""
+    """The image's manifest; empty until it is resolved."""
+    command: tuple[str, ...] = ()
+    provider: str = ""
+    """Who made its rootfs, and must be told when the machine is gone."""
+    rootfs: str = ""
+    """The rootfs file that its drives come from; prune leaves it alone."""
+    vmm: str = ""
+    vmm_state: dict[str, Any] = {}
+    """What the driver's ``reattach`` needs."""
+    exit_code: int | None = None
