@@ -43,8 +43,10 @@ class RootfsRequest:
 class Rootfs(Protocol):
     """A rootfs on this host, ready to give machines their drives."""
 
-    provider: str
-    """Name of the provider that made it."""
+    @property
+    def provider(self) -> str:
+        """Name of the provider that made it."""
+        ...
 
     async def clone(self, machine_id: str, directory: Path) -> list[Drive]:
         """The drives of one machine; its own files go to ``directory``. Safe to call at once for many machines."""

@@ -1,0 +1,53 @@
+"""Clones by copying: works on any filesystem, and costs what the rootfs holds (not its size: holes stay holes)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from castoff import timeline
+from castoff.disk.clone import CloneKind, Drive, Role
+from castoff.disk.files import created, reading
+from castoff.disk.sparse import copy_range, data_ranges
+from castoff.store.builds import uninterrupted
+from castoff.store.space import free, require
+
+__all__ = ["CopyClone", "copy_file"]
+
+
+class CopyClone:
+    """One writable drive, the root, of its own."""
+
+    kind = CloneKind.COPY
+
+    async def clone(self, rootfs: Path, directory: Path, *, size: int) -> list[Drive]:
+        """See castoff.disk.clone."""
+        path = directory / "root.ext4"
+        await copy_file(rootfs, path, size=size)
+        return [Drive(Role.ROOT, path, read_only=False, direct=True)]
+
+
+async def copy_file(source: Path, target: Path, *, size: int) -> None:
+    """Copies a file or block device to the new file ``target`` of ``size`` bytes, in a thread; cancelling stops it.
+
+    Raises:
+        NoSpace: What the source holds is more than is free; seen before the first byte is written.
+    """
+    stop = threading.Event()
+    await uninterrupted(_copy, source, target, size, stop, cancelled=stop.set)
+
+
+def _copy(source: Path, target: Path, size: int, stop: threading.Event) -> None:
+    with reading(source) as descriptor:
+        total = sum(end - start for start, end in data_ranges(descriptor, 0, size))
+        require(target.parent, needed=total, available=free(target.parent))
+        with timeline.step("disk.copy", total=total) as step, created(target, needed=total) as (_, copied):
+            os.ftruncate(copied, size)
+
+            def moved(count: int) -> None:
+                step.advance(count)
+                if stop.is_set():
+                    raise InterruptedError(f"copying {source} was cancelled")
+
+            copy_range(descriptor, copied, length=size, moved=moved)

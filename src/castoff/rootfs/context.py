@@ -1,0 +1,23 @@
+"""What a provider is given when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from castoff.rootfs.settings import RootfsSettings
+from castoff.store.store import Store
+
+__all__ = ["ProviderContext"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderContext:
+    """The argument of every provider's constructor.
+
+    Attributes:
+        store: This host's store.
+        settings: The settings of all providers; each looks at its own.
+    """
+
+    store: Store
+    settings: RootfsSettings = field(default_factory=RootfsSettings)

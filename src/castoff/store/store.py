@@ -1,0 +1,134 @@
+"""The store: what this host has of images, in one directory that reflinks where the host can.
+
+    STATE/store/layers/<diffID hex>/     castoff.store.layers
+    STATE/store/rootfs/<key>-<size>/     castoff.store.rootfs
+    STATE/store/images/sha256/<hex>      manifests and configs, by digest (castoff.image)
+    STATE/store/machines/<id>/           one machine's own: clone, sockets, logs; on the same filesystem, so that clones share
+    STATE/store/kernels/                 guest kernels
+    STATE/store/uppers/<size>.ext4       empty filesystems for overlays (castoff.disk.overlay)
+    STATE/store/locks/, tmp/             castoff.store.builds
+    STATE/store.xfs, STATE/store/.castoff, STATE/.store.lock    castoff.store.backing
+
+``STATE/machines`` is a symlink to ``store/machines``.
+
+Opening costs well under a millisecond once the store is set up and mounted, and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from castoff.image.digest import Digest
+from castoff.store.backing import Backing, Notice, loop_file, open_backing, unmount_backing
+from castoff.store.builds import Build, build_once, uninterrupted
+from castoff.store.layers import StoredLayer, find_layer, finish_layer, layer_path
+from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, find_rootfs, write_record
+from castoff.store.settings import StoreSettings
+from castoff.store.space import free, require
+
+__all__ = ["Store"]
+
+
+class Store:
+    """A store, open. It holds no descriptor and needs no closing; any number of processes use one at a time."""
+
+    def __init__(self, state: Path, settings: StoreSettings, backing: Backing) -> None:
+        self.state = state
+        self.settings = settings
+        self.backing = backing
+        self.root = state / "store"
+
+    @classmethod
+    def open(cls, state: Path, settings: StoreSettings | None = None, *, notice: Notice = lambda line: None) -> Store:
+        """Opens the store of ``state``; makes it, or mounts it, where need be (which takes a second, once).
+
+        Args:
+            state: castoff's state directory; made if it is missing.
+            settings: The defaults, if None.
+            notice: Called with one line for people when a loop-mounted XFS is made, or when there can be no reflinks.
+
+        Raises:
+            Unauthorized: It belongs to another user.
+            Unsupported: The settings ask for what this host cannot do.
+        """
+        settings = settings or StoreSettings()
+        state = state.absolute()
+        return cls(state, settings, open_backing(state, settings, notice))
+
+    @property
+    def reflink(self) -> bool:
+        """Whether files in the store share extents."""
+        return self.backing.reflink
+
+    @property
+    def machines(self) -> Path:
+        """Where machines' directories go."""
+        return self.root / "machines"
+
+    @property
+    def images(self) -> Path:
+        """Manifests and configs by digest: ``sha256/<hex>`` in it."""
+        return self.root / "images"
+
+    @property
+    def kernels(self) -> Path:
+        """Guest kernels."""
+        return self.root / "kernels"
+
+    def free(self) -> int:
+        """Bytes that may still be written: what is free, less the reserve of the settings."""
+        places = (self.root, self.state) if loop_file(self.state).exists() else (self.root,)
+        return free(*places) - self.settings.reserve
+
+    def require(self, needed: int, where: Path | None = None) -> None:
+        """Raises NoSpace where ``needed`` bytes are more than :meth:`free`."""
+        require(where or self.root, needed=needed, available=self.free())
+
+    def layer(self, diff_id: Digest) -> StoredLayer | None:
+        """The layer, pinned against pruning; None where this host has nothing of it."""
+        return find_layer(self.root, diff_id)
+
+    async def build_layer(self, diff_id: Digest, build: Build) -> StoredLayer:
+        """The complete layer; ``build`` makes ``segment`` and ``index`` (and may make ``tables``) where it is not here.
+
+        Of any number of callers, in any number of processes, one builds and the others wait for it.
+
+        Raises:
+            NoSpace: The disk became full.
+        """
+
+        async def layer(directory: Path) -> None:
+            await build(directory)
+            await uninterrupted(finish_layer, directory)
+
+        def find() -> StoredLayer | None:
+            found = self.layer(diff_id)
+            return found if found is not None and found.complete else None
+
+        return await build_once(self.root, f"layer-{diff_id.hex}", layer_path(self.root, diff_id), layer, find)
+
+    def rootfs(self, name: RootfsName) -> StoredRootfs | None:
+        """The rootfs, pinned against pruning; None where it is not here."""
+        return find_rootfs(self.root, name)
+
+    async def build_rootfs(self, name: RootfsName, record: RootfsRecord, build: Build) -> StoredRootfs:
+        """The rootfs; ``build`` makes ``rootfs.ext4`` where it is not here. One builds, as with layers.
+
+        Raises:
+            NoSpace: The disk became full.
+        """
+
+        async def rootfs(directory: Path) -> None:
+            await build(directory)
+            (directory / FILE).chmod(0o644)
+            write_record(directory, record)
+
+        return await build_once(self.root, f"rootfs-{name}", self.root / "rootfs" / str(name), rootfs, lambda: self.rootfs(name))
+
+    def unmount(self) -> bool:
+        """Unmounts a loop-mounted store (the next ``open`` mounts it again); False where it is none.
+
+        Raises:
+            Conflict: It is in use.
+        """
+        return unmount_backing(self.state)
