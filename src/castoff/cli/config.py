@@ -12,7 +12,7 @@ import click
 from castoff.cli.app import Group
 from castoff.cli.globals import Globals
 
-__all__ = ["command", "toml"]
+__all__ = ["command", "toml", "toml_value"]
 
 
 @click.group(cls=Group)
@@ -58,7 +58,7 @@ def _table(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
         yield f"[{'.'.join(_key(part) for part in path)}]"
     for key, value in tree.items():
         if value is not None and not isinstance(value, Mapping):
-            yield f"{_key(key)} = {_value(value)}"
+            yield f"{_key(key)} = {toml_value(value)}"
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _table(value, (*path, key))
@@ -68,11 +68,14 @@ def _key(key: str) -> str:
     return key if key.isascii() and key.replace("_", "").replace("-", "").isalnum() else _string(key)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """One value, as TOML writes it."""
     if isinstance(value, str):
         return _string(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(part) for part in value)}]"
+        return f"[{', '.join(toml_value(part) for part in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)} = {toml_value(part)}" for key, part in value.items()) + "}"
     return json.dumps(value)  # booleans, integers and floats read the same in both
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from castoff.config import Config
+    from castoff.timeline import Timeline
 
 __all__ = ["Globals", "global_options"]
 
@@ -41,6 +43,24 @@ class Globals:
 
             self._loaded = load(self.config, state=self.state)
         return self._loaded
+
+    def origin(self) -> float:
+        """``time.monotonic()`` when this process began: Python's own start is part of what a person waits for.
+
+        /proc/self/stat counts from boot (CLOCK_BOOTTIME) in ticks of 10 ms, so it is right within that.
+        """
+        stat = Path("/proc/self/stat").read_bytes()
+        ticks = int(stat[stat.rindex(b")") + 2 :].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.monotonic() - max(0.0, age)
+
+    def record_start(self, timeline: Timeline) -> None:
+        """Puts the steps that ended before any timeline could be: Python's start, then castoff's imports."""
+        entered = (self.entered or time.monotonic()) - timeline.origin
+        for name, started, ended in (("python", 0.0, entered), ("cli", entered, timeline.now())):
+            step = timeline.begin(name)
+            timeline.end(step)
+            step.started, step.ended = max(0.0, started), max(0.0, ended)
 
     def colours(self, stream: TextIO) -> bool:
         """Whether to colour what goes to ``stream``; honours NO_COLOR (https://no-color.org)."""

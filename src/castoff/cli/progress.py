@@ -34,14 +34,17 @@ class Progress:
     Args:
         stream: Where to draw; stderr.
         bars: Bars, or plain lines; None: bars where ``stream`` is a terminal.
+        quiet: Show nothing.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, bars: bool | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, bars: bool | None = None, quiet: bool = False) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._bars = self._stream.isatty() if bars is None else bars
         self._running: dict[int, tuple[Step, float]] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        if quiet:
+            self._ended.set()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Progress:

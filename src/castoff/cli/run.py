@@ -1,0 +1,159 @@
+"""``castoff run``: a command in a machine of its own, as near to running it here as can be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castoff.cli.app import Command
+from castoff.cli.exits import printable
+from castoff.cli.globals import Globals
+from castoff.cli.parameters import environment, parse_platform, parse_port, parse_size
+from castoff.cli.progress import Progress
+from castoff.disk.clone import CloneKind
+from castoff.errors import Invalid
+from castoff.image.image import Platform
+from castoff.machine.model import MachineRequest
+from castoff.timeline import Timeline, recording
+from castoff.vmm.vmm import PortForward
+
+if TYPE_CHECKING:
+    from castoff.machine.machine import Machine
+
+__all__ = ["command"]
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(cls=Command, context_settings={"allow_interspersed_args": False})
+@click.option("-i", "--interactive", is_flag=True, help="Give the command this process's stdin.")
+@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal; its size follows this one's.")
+@click.option("-e", "--env", multiple=True, metavar="K=V|K", help="Set a variable; K alone takes its value from here.")
+@click.option("--env-file", multiple=True, type=_FILE, metavar="FILE", help="Set the variables of a file, one a line.")
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory in the image.")
+@click.option("-u", "--user", metavar="USER[:GROUP]", help="Names or numbers.")
+@click.option("--entrypoint", metavar="PROGRAM", help='Replace the image\'s entrypoint; "" drops it.')
+@click.option("--hostname", metavar="NAME", help="Host name; else the machine's name or id.")
+@click.option("--name", metavar="NAME", help="The machine's name.")
+@click.option("--cpus", type=click.IntRange(1, 256), metavar="N", help="Virtual CPUs.")
+@click.option("--memory", type=parse_size, metavar="SIZE", help="Guest memory, like 512M.")
+@click.option("--disk-size", type=parse_size, metavar="SIZE", help="Size of the root filesystem, like 8G.")
+@click.option("--platform", type=parse_platform, metavar="OS/ARCH", help="Platform of the image.")
+@click.option("--vmm", metavar="NAME", help="qemu or firecracker.")
+@click.option("--kernel", type=_FILE, metavar="FILE", help="Guest kernel.")
+@click.option("--rootfs", metavar="PROVIDER|FILE", help="Who provides the root filesystem, or a file or block device with it.")
+@click.option("--clone", type=click.Choice([kind.value for kind in CloneKind]), help="How the machine gets its own copy.")
+@click.option(
+    "-p", "--publish", multiple=True, type=parse_port, metavar="[ADDR:]HOST:GUEST[/udp]", help="Publish a port of the guest."
+)
+@click.option("--network", type=click.Choice(["user", "none"]), help="Network of the machine.")
+@click.option("--keep", is_flag=True, help="Keep the machine's directory when it ends (`castoff machine remove` removes it).")
+@click.option("--console", is_flag=True, help="Show the guest kernel's console on stderr.")
+@click.option("--timeline", "timeline_file", metavar="FILE", help="Write the timeline as JSON; - draws it on stderr.")
+@click.argument("image")
+@click.argument("words", nargs=-1, metavar="[COMMAND]...", type=click.UNPROCESSED)
+@click.pass_obj
+def command(shared: Globals, /, *, console: bool, timeline_file: str | None, **options: Any) -> int:
+    """Run a command in a new machine made from an image.
+
+    IMAGE is a name in a registry (alpine:3, localhost:5000/team/app@sha256:...), or on disk oci:DIR[:TAG],
+    oci-archive:FILE or docker-archive:FILE. Exits with the command's code; 125 when castoff itself failed.
+    """
+    from castoff.cli.loop import complete
+
+    request = _request(**options)
+    timeline = Timeline(origin=shared.origin(), observers=(progress := Progress(quiet=shared.quiet),))
+    shared.record_start(timeline)
+    try:
+        with recording(timeline), progress:
+            return complete(_run(shared, request, progress, console=console))
+    finally:
+        _tell(shared, timeline, timeline_file, request.image)
+
+
+def _request(
+    *,
+    image: str,
+    words: tuple[str, ...],
+    env: tuple[str, ...],
+    env_file: tuple[Path, ...],
+    entrypoint: str | None,
+    workdir: str | None,
+    rootfs: str | None,
+    clone: str | None,
+    network: str | None,
+    publish: Sequence[PortForward],
+    platform: Platform | None,
+    **plain: Any,
+) -> MachineRequest:
+    """The command line as a request; what carries over as it stands is in ``plain``."""
+    if rootfs is not None and ("/" in rootfs or Path(rootfs).exists()):
+        plain["rootfs"] = Path(rootfs).absolute()
+    else:
+        plain["rootfs"] = rootfs
+    return MachineRequest(
+        image=image,
+        command=words,
+        env=environment(env, env_file),
+        entrypoint=None if entrypoint is None else ((entrypoint,) if entrypoint else ()),
+        working_dir=workdir,
+        clone=None if clone is None else CloneKind(clone),
+        network=None if network is None else network == "user",
+        ports=tuple(publish),
+        platform=platform,
+        **plain,
+    )
+
+
+async def _run(shared: Globals, request: MachineRequest, progress: Progress, *, console: bool) -> int:
+    from castoff.cli.attach import attach
+    from castoff.host import Host
+
+    async with (
+        Host.open(config=shared.load(), notice=shared.note) as host,
+        await host.create(request) as machine,
+        _console(machine, shown=console),
+    ):
+        progress.stop()
+        return await attach(machine, interactive=request.interactive, tty=request.tty)
+
+
+@contextlib.asynccontextmanager
+async def _console(machine: Machine, *, shown: bool) -> AsyncIterator[None]:
+    if not shown:
+        yield
+        return
+    from castoff.cli.attach import follow_console
+
+    task = asyncio.create_task(follow_console(machine.console))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _tell(shared: Globals, timeline: Timeline, file: str | None, title: str) -> None:
+    """Writes and draws the timeline where that was asked for, of a failed run too."""
+    if file == "-" or (shared.verbose and not shared.quiet):
+        import shutil
+
+        from castoff.cli.waterfall import waterfall
+
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(waterfall(timeline.to_dict(), width=width, bar=shared.bar(), title=printable(title)), file=sys.stderr)
+    if file is not None and file != "-":
+        try:
+            Path(file).write_text(json.dumps(timeline.to_dict(), indent=1) + "\n")
+        except OSError as error:
+            raise Invalid(
+                f"timeline {file} cannot be written: {error.strerror}", hint=f"is {Path(file).parent} writable?"
+            ) from error

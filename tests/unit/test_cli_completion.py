@@ -1,0 +1,62 @@
+"""Completion, by the shells themselves."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path: Path) -> str:
+    """A PATH on which `castoff` is this checkout's."""
+    program = tmp_path / "castoff"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m castoff "$@"\n')
+    program.chmod(0o755)
+    return f"{tmp_path}:{os.environ['PATH']}"
+
+
+def _script(shell: str, path: str) -> str:
+    done = subprocess.run(
+        ["castoff", "completion", shell], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def _bash(words: str, path: str) -> list[str]:
+    """What bash offers after `castoff WORDS`, its last word being completed."""
+    script = f"""
+{_script("bash", path)}
+line={words!r}
+COMP_WORDS=($line)
+[[ $line == *' ' ]] && COMP_WORDS+=('')
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_castoff_completion castoff
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_options_and_values(path: str) -> None:
+    """Real bash, running the script that castoff prints."""
+    assert "rootfs" in _bash("castoff ro", path)
+    assert _bash("castoff rootfs bu", path) == ["build"]
+    assert "--timeline" in _bash("castoff run --ti", path)
+    assert set(_bash("castoff run --clone ", path)) == {"reflink", "overlay", "copy"}
+    assert "--state" in _bash("castoff store usage --st", path)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_script_is_one_that_the_shell_reads(shell: str, path: str) -> None:
+    """The shell's own syntax check, where it is installed; the registration in any case."""
+    script = _script(shell, path)
+    assert "_CASTOFF_COMPLETE" in script and "castoff" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
