@@ -33,6 +33,7 @@ class Registry:
 class Containerd:
     """A containerd of its own."""
 
+    pid: int
     socket: Path
     root: Path
     state: Path
@@ -114,24 +115,25 @@ def containerd(directory: Path, *, extra: str = "") -> Iterator[Containerd]:
         extra: Added to its configuration (TOML), a proxy snapshotter for example.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    found = Containerd(directory / "sock", directory / "root", directory / "state", directory / "config.toml", directory / "log")
-    found.config.write_text(
+    root, state, listen = directory / "root", directory / "state", directory / "sock"
+    config, log = directory / "config.toml", directory / "log"
+    config.write_text(
         "version = 2\n"
-        f'root = "{found.root}"\nstate = "{found.state}"\n'
+        f'root = "{root}"\nstate = "{state}"\n'
         'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-        f'[grpc]\naddress = "{found.socket}"\n'
+        f'[grpc]\naddress = "{listen}"\n'
         f'[ttrpc]\naddress = "{directory / "ttrpc"}"\n'
         f'[plugins."io.containerd.internal.v1.opt"]\npath = "{directory / "opt"}"\n'
         f"{extra}"
     )
-    version = ["ctr", "--address", str(found.socket), "version"]
+    version = ["ctr", "--address", str(listen), "version"]
 
     def answers() -> bool:
-        return found.socket.exists() and subprocess.run(version, capture_output=True, timeout=10).returncode == 0
+        return listen.exists() and subprocess.run(version, capture_output=True, timeout=10).returncode == 0
 
-    with daemon(["containerd", "--config", str(found.config)], found.log) as process:
-        wait_for("containerd", answers, process, found.log)
-        yield found
+    with daemon(["containerd", "--config", str(config)], log) as process:
+        wait_for("containerd", answers, process, log)
+        yield Containerd(process.pid, listen, root, state, config, log)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,176 @@
+"""Runs a command and tells its time, the most memory that its processes held at once, and the most disk that it used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Failed", "Usage", "alternate", "percentile", "run", "used_bytes"]
+
+_INTERVAL = 0.02
+
+
+class Failed(Exception):
+    """A measured command did not do its work; nothing may be said of its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one run of a command took."""
+
+    seconds: float
+    """From its start to its end."""
+    cpu: float
+    """Seconds of user and system time, of all its processes that it waited for."""
+    memory: int
+    """Bytes: an upper bound of the most that its processes held at once, the sum of the high-water marks (VmHWM, which
+    counts shared pages in each) of all that lived at the same moment."""
+    disk: int
+    """Bytes of the watched filesystem: the most used at any moment over what was used before."""
+    output: str
+    """Its standard output."""
+
+
+def used_bytes(place: Path) -> int:
+    """Bytes in use on the filesystem of ``place``."""
+    status = os.statvfs(place)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def _tree(root: int) -> Iterator[int]:
+    """The process ``root`` and all below it, as /proc knows them now."""
+    waiting = [root]
+    while waiting:
+        pid = waiting.pop()
+        yield pid
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+
+
+def _high_water(pid: int) -> int:
+    """VmHWM in bytes; 0 for a process that has ended or has no memory of its own."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+class _Watch(threading.Thread):
+    """Samples processes and a filesystem until told to stop."""
+
+    def __init__(self, roots: Callable[[], Sequence[int]], disk: Path | None) -> None:
+        super().__init__(daemon=True)
+        self._roots, self._disk = roots, disk
+        self._before = used_bytes(disk) if disk else 0
+        self._end = threading.Event()
+        self.memory = 0
+        self.most_disk = 0
+
+    def run(self) -> None:
+        while not self._end.is_set():
+            self._sample()
+            self._end.wait(_INTERVAL)
+
+    def _sample(self) -> None:
+        pids = {pid for root in self._roots() for pid in _tree(root)}
+        self.memory = max(self.memory, sum(map(_high_water, pids)))
+        if self._disk:
+            self.most_disk = max(self.most_disk, used_bytes(self._disk) - self._before)
+
+    def stop(self) -> None:
+        """Takes a last sample of the disk and ends."""
+        self._end.set()
+        self.join()
+        if self._disk:
+            self.most_disk = max(self.most_disk, used_bytes(self._disk) - self._before)
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    disk: Path | None = None,
+    beside: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+    timeout: float = 900,
+) -> Usage:
+    """Runs ``command`` to its end.
+
+    Args:
+        command: Program and arguments.
+        disk: A place on the filesystem whose use is watched.
+        beside: Daemons that do the command's work, whose memory counts too.
+        env: Added to the environment.
+        timeout: Seconds after which it has failed.
+
+    Raises:
+        Failed: It did not exit with 0 in time; the message ends with what it wrote to stderr.
+    """
+    words = list(map(str, command))
+    pids: list[int] = list(beside)
+    watch = _Watch(lambda: pids, disk)
+    before = os.times()
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | dict(env or {}),
+    )
+    pids.append(process.pid)
+    watch.start()
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.communicate()
+        raise Failed(f"{' '.join(words)}: not done after {timeout} s") from error
+    finally:
+        seconds = time.perf_counter() - started
+        watch.stop()
+    if process.returncode != 0:
+        raise Failed(f"{' '.join(words)}: exit status {process.returncode}: {errors.strip()[-1500:]}")
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Usage(seconds, cpu, watch.memory, watch.most_disk, output)
+
+
+def alternate(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, discard: int = 1) -> dict[str, list[Any]]:
+    """Runs the contenders in turn, A B A B, and keeps what each returned but for the first ``discard`` rounds.
+
+    The first round touches disk blocks and page cache that later ones find warm (on many virtual disks a block's first
+    write is several times slower), so it is nobody's measurement.
+    """
+    results: dict[str, list[Any]] = {name: [] for name in contenders}
+    for number in range(discard + rounds):
+        for name, measure in contenders.items():
+            os.sync()  # nobody pays for what another left to be written
+            value = measure()
+            if number >= discard:
+                results[name].append(value)
+    return results
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest of ``values`` that at least ``share`` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def median(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values)

@@ -1,0 +1,85 @@
+"""The ways that people make a rootfs from an image today, each from the registry, each leaving nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import measure
+from bench.stage import Published, Stage
+
+__all__ = ["Taken", "containerd", "tar", "umoci"]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds of one run."""
+
+    tree: float
+    """From the reference to an unpacked tree (containerd: to the image's snapshot)."""
+    mke2fs: float
+    """From the tree to an ext4 in a file."""
+    memory: int
+    """Bytes, the most that the first step's processes held."""
+
+    @property
+    def bootable(self) -> float:
+        """From the reference to a file that boots."""
+        return self.tree + self.mke2fs
+
+
+def _mke2fs(tree: Path, file: Path, size: int) -> float:
+    return measure.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, file, f"{size >> 10}k"]).seconds
+
+
+def containerd(stage: Stage, image: Published, size: int) -> Taken:
+    """containerd's pull and unpack (overlayfs), then ``mke2fs -d`` of the mounted view."""
+    ctr = ["ctr", "--address", str(stage.containerd.socket), "--namespace", "bench"]
+    pull = measure.run(
+        [*ctr, "images", "pull", "--plain-http", "--snapshotter", "overlayfs", image.reference], beside=[stage.containerd.pid]
+    )
+    with stage.scratch("containerd-ext4") as scratch:
+        view = scratch / "view"
+        view.mkdir()
+        measure.run([*ctr, "images", "mount", "--snapshotter", "overlayfs", image.reference, view])
+        try:
+            made = _mke2fs(view, scratch / "rootfs.ext4", size)
+        finally:
+            measure.run([*ctr, "images", "unmount", "--rm", view])
+    measure.run(
+        [*ctr, "images", "rm", "--sync", image.reference]
+    )  # --sync: containerd's garbage collection runs before it returns
+    left = subprocess.run([*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
+    if left:
+        raise measure.Failed(f"containerd kept {len(left)} snapshots: the next round would not be cold")
+    return Taken(pull.seconds, made, pull.memory)
+
+
+def _copy(image: Published, target: str) -> measure.Usage:
+    return measure.run(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{image.reference}", target])
+
+
+def umoci(stage: Stage, image: Published, size: int) -> Taken:
+    """skopeo's copy to a layout, umoci's unpack, then ``mke2fs -d``."""
+    with stage.scratch("umoci") as scratch:
+        copy = _copy(image, f"oci:{scratch}/layout:latest")
+        unpack = measure.run(["umoci", "unpack", "--image", f"{scratch}/layout:latest", scratch / "bundle"])
+        made = _mke2fs(scratch / "bundle/rootfs", scratch / "rootfs.ext4", size)
+    return Taken(copy.seconds + unpack.seconds, made, max(copy.memory, unpack.memory))
+
+
+def tar(stage: Stage, image: Published, size: int) -> Taken:
+    """skopeo's copy, GNU tar layer by layer (pigz decompresses beside it), then ``mke2fs -d``."""
+    with stage.scratch("tar") as scratch:
+        copy = _copy(image, f"dir:{scratch}/blobs")
+        manifest = json.loads((scratch / "blobs/manifest.json").read_text())
+        tree = scratch / "tree"
+        tree.mkdir()
+        seconds = copy.seconds
+        for layer in manifest["layers"]:
+            blob = scratch / "blobs" / layer["digest"].removeprefix("sha256:")
+            seconds += measure.run(["tar", "--xattrs", "--numeric-owner", "-I", "unpigz", "-C", tree, "-xpf", blob]).seconds
+        made = _mke2fs(tree, scratch / "rootfs.ext4", size)
+    return Taken(seconds, made, copy.memory)

@@ -1,0 +1,96 @@
+"""Where a bench happens: a registry that holds the images, a containerd, and a state directory of castoff's, on a real disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import daemons
+
+from bench.images.__main__ import make
+
+__all__ = ["Published", "Stage", "castoff", "stage"]
+
+_REGISTRY = Path(".cache/bench/registry")
+"""Kept between runs: pushing 10 GB again would take minutes. Its daemon and port are each run's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An image in the registry."""
+
+    name: str
+    reference: str
+    """``127.0.0.1:PORT/NAME:latest``."""
+    pinned: str
+    """``127.0.0.1:PORT/NAME@sha256:...``."""
+    compressed: int
+    """Bytes of its layers as the registry has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What every group of measurements is handed."""
+
+    directory: Path
+    """Scratch, on the filesystem that containerd and the tree tools work on."""
+    state: Path
+    """castoff's state directory."""
+    registry: daemons.Registry
+    containerd: daemons.Containerd
+    quick: bool
+
+    def publish(self, name: str) -> Published:
+        """The image ``name``, made and pushed now if need be."""
+        layout = make(name)
+        entry = json.loads((layout / "index.json").read_text())["manifests"][0]
+        manifest = json.loads((layout / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).read_bytes())
+        repository = f"{self.registry.host}/{name}"
+        known = self.registry.directory / "docker/registry/v2/repositories" / name / "_manifests/revisions/sha256"
+        if not (known / entry["digest"].removeprefix("sha256:")).exists():
+            target = f"docker://{repository}:latest"
+            subprocess.run(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:latest", target], check=True)
+        compressed = sum(layer["size"] for layer in manifest["layers"])
+        return Published(name, f"{repository}:latest", f"{repository}@{entry['digest']}", compressed)
+
+    def castoff(self, *words: str | Path) -> list[str]:
+        """The command line of castoff with this stage's state."""
+        return castoff(self.state, *words)
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """An empty directory for the block."""
+        path = self.directory / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+
+
+def castoff(state: Path, *words: str | Path) -> list[str]:
+    """The command line of the castoff beside this Python."""
+    return [str(Path(sys.executable).with_name("castoff")), "--state", str(state), *map(str, words)]
+
+
+def _unmount(directory: Path) -> None:
+    subprocess.run(["packaging/unmount", str(directory)], check=True)
+
+
+@contextlib.contextmanager
+def stage(directory: Path, *, quick: bool) -> Iterator[Stage]:
+    """Sets the stage in ``directory``, which must not exist, and clears it away."""
+    directory.mkdir(parents=True)
+    try:
+        with daemons.registry(_REGISTRY) as registry, daemons.containerd(directory / "containerd") as containerd:
+            yield Stage(directory, directory / "state", registry, containerd, quick)
+    finally:
+        _unmount(directory)
+        shutil.rmtree(directory)
