@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from castoff.cli.app import Command
-from castoff.cli.exits import printable
 from castoff.cli.globals import Globals
 from castoff.cli.parameters import environment, parse_platform, parse_port, parse_size
-from castoff.cli.progress import Progress
+from castoff.cli.session import on_host, shown
+from castoff.cli.terminal import output_size
 from castoff.disk.clone import CloneKind
-from castoff.errors import Invalid
 from castoff.image.image import Platform
 from castoff.machine.model import MachineRequest
-from castoff.timeline import Timeline, recording
 from castoff.vmm.vmm import PortForward
 
 if TYPE_CHECKING:
+    from castoff.host import Host
     from castoff.machine.machine import Machine
 
 __all__ = ["command"]
@@ -66,16 +63,17 @@ def command(shared: Globals, /, *, console: bool, timeline_file: str | None, **o
     IMAGE is a name in a registry (alpine:3, localhost:5000/team/app@sha256:...), or on disk oci:DIR[:TAG],
     oci-archive:FILE or docker-archive:FILE. Exits with the command's code; 125 when castoff itself failed.
     """
-    from castoff.cli.loop import complete
-
     request = _request(**options)
-    timeline = Timeline(origin=shared.origin(), observers=(progress := Progress(quiet=shared.quiet),))
-    shared.record_start(timeline)
-    try:
-        with recording(timeline), progress:
-            return complete(_run(shared, request, progress, console=console))
-    finally:
-        _tell(shared, timeline, timeline_file, request.image)
+    progress = shown(shared)
+
+    async def work(host: Host) -> int:
+        from castoff.cli.attach import attach
+
+        async with await host.create(request) as machine, _console(machine, shown=console):
+            progress.stop()
+            return await attach(machine, interactive=request.interactive, tty=request.tty)
+
+    return on_host(shared, work, progress=progress, timeline_file=timeline_file, title=request.image)
 
 
 def _request(
@@ -98,6 +96,7 @@ def _request(
         plain["rootfs"] = Path(rootfs).absolute()
     else:
         plain["rootfs"] = rootfs
+    columns, rows = output_size(1, 0, 2)
     return MachineRequest(
         image=image,
         command=words,
@@ -108,21 +107,10 @@ def _request(
         network=None if network is None else network == "user",
         ports=tuple(publish),
         platform=platform,
+        columns=columns,
+        rows=rows,
         **plain,
     )
-
-
-async def _run(shared: Globals, request: MachineRequest, progress: Progress, *, console: bool) -> int:
-    from castoff.cli.attach import attach
-    from castoff.host import Host
-
-    async with (
-        Host.open(config=shared.load(), notice=shared.note) as host,
-        await host.create(request) as machine,
-        _console(machine, shown=console),
-    ):
-        progress.stop()
-        return await attach(machine, interactive=request.interactive, tty=request.tty)
 
 
 @contextlib.asynccontextmanager
@@ -139,21 +127,3 @@ async def _console(machine: Machine, *, shown: bool) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-def _tell(shared: Globals, timeline: Timeline, file: str | None, title: str) -> None:
-    """Writes and draws the timeline where that was asked for, of a failed run too."""
-    if file == "-" or (shared.verbose and not shared.quiet):
-        import shutil
-
-        from castoff.cli.waterfall import waterfall
-
-        width = shutil.get_terminal_size((100, 24)).columns
-        print(waterfall(timeline.to_dict(), width=width, bar=shared.bar(), title=printable(title)), file=sys.stderr)
-    if file is not None and file != "-":
-        try:
-            Path(file).write_text(json.dumps(timeline.to_dict(), indent=1) + "\n")
-        except OSError as error:
-            raise Invalid(
-                f"timeline {file} cannot be written: {error.strerror}", hint=f"is {Path(file).parent} writable?"
-            ) from error

@@ -72,6 +72,7 @@ class MachineRequest:
         hostname: The guest's name; the machine's name, or its id.
         interactive: The command reads what ``Machine.write`` sends; else its stdin is empty.
         tty: The command gets a terminal: one stream for its output, and a window size.
+        columns, rows: The terminal's size at first.
         cpus: Virtual CPUs.
         memory: Bytes.
         disk_size: Bytes of the root filesystem.
@@ -95,6 +96,8 @@ class MachineRequest:
     hostname: str | None = None
     interactive: bool = False
     tty: bool = False
+    columns: int = 80
+    rows: int = 24
     cpus: int | None = None
     memory: int | None = None
     disk_size: int | None = None

@@ -20,5 +20,3 @@ class MachineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """``user``: outgoing connections and published ports through the VMM's user-mode network. ``none``: no network card."""
     boot_timeout: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     """Seconds from the VMM's start to the guest's word that its command runs; emulated processors are slow, so it is long."""
-    stop_timeout: Annotated[float, msgspec.Meta(ge=0)] = 10.0
-    """Seconds between asking a machine to end and killing it."""
