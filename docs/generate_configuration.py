@@ -40,7 +40,7 @@ file: a misspelt setting is never passed over.
 files. `packaging/config.example.toml` holds every setting with its default, commented out.
 
 This page and that file are made from the settings' own docstrings by `python docs/generate_configuration.py`. Sizes are bytes,
-times are seconds.
+times are seconds. TOML has no null: a setting that is unset by default is set by having it.
 """
 
 EXAMPLE_INTRODUCTION = """\
@@ -146,14 +146,19 @@ def _kind(kind: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_kind(part) for part in typing.get_args(kind) if part is not type(None))
     if origin in (tuple, list):
-        return f"list of {_kind(typing.get_args(kind)[0])}s"
+        return f"list of {_plural(typing.get_args(kind)[0])}"
     if origin is dict:
         value = typing.get_args(kind)[1]
-        return f"table of {_kind(value)}s"
+        return f"table of {_plural(value)}"
     if hasattr(kind, "__members__"):
         return " or ".join(f"`{toml_value(member.value)}`" for member in kind)
     names = {str: "string", int: "integer", float: "number", bool: "boolean", Path: "path"}
     return names.get(kind) or "table"
+
+
+def _plural(kind: Any) -> str:
+    text = _kind(kind)
+    return text if "`" in text else text.replace("list", "lists") if text.startswith("list") else f"{text}s"
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:

@@ -37,9 +37,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The whole configuration."""
 
     state: Path = msgspec.field(default_factory=default_state)
-    """Directory of all that castoff keeps; ``--state`` and ``CASTOFF_STATE`` win over it."""
+    """Directory of all that castoff keeps; ``--state`` and ``CASTOFF_STATE`` win over it. Without root the default is
+    ``$XDG_DATA_HOME/castoff`` (``~/.local/share/castoff``)."""
     image: ImageSettings = ImageSettings()
-    limits: Limits = Limits()
+    layers: Limits = Limits()
     store: StoreSettings = StoreSettings()
     rootfs: RootfsSettings = RootfsSettings()
     vmm: VmmSettings = VmmSettings()
