@@ -47,10 +47,18 @@ def _synthetic(size: int) -> Callable[[Layout, Path], None]:
     return make
 
 
+def _many(layout: Layout, scratch: Path) -> None:
+    """200,000 entries in three layers, the third of which replaces a tenth of the first."""
+    for first, count in ((0, 150_000), (150_000, 45_000), (0, 15_000)):
+        layout.add_layer(synthetic.small_files(first, count), fast=True)
+    layout.finish("latest", {"Cmd": ["true"]})
+
+
 IMAGES = {
     "small": _small,
     "medium": _medium,
     "big": _big,
+    "many": _many,
     "100mb": _synthetic(100_000_000),
     "1gb": _synthetic(1_000_000_000),
     "10gb": _synthetic(10_000_000_000),

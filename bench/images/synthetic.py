@@ -1,4 +1,4 @@
-"""A layer of generated data of any size, to see whether memory and speed stay flat."""
+"""Layers of generated data: of any size, to see whether memory and speed stay flat, and of any number of entries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from bench.images.layout import EPOCH
 
-__all__ = ["filler"]
+__all__ = ["filler", "small_files"]
 
 _PIECE = 1 << 20
 _PIECES = 64
@@ -52,5 +52,25 @@ def filler(size: int) -> Callable[[tarfile.TarFile], None]:
             target.addfile(info, io.BytesIO(content(number, length)))
             left -= length
             number += 1
+
+    return fill
+
+
+def small_files(first: int, count: int) -> Callable[[tarfile.TarFile], None]:
+    """A filler of ``count`` files of up to 2 KB, 50 to a directory, numbered from ``first``, and their directories."""
+
+    def fill(target: tarfile.TarFile) -> None:
+        generator = random.Random(first)
+        made: set[str] = set()
+        for number in range(first, first + count):
+            for name in ("tree", f"tree/{number // 5000:04}", f"tree/{number // 5000:04}/{number // 50:06}"):
+                if name not in made:
+                    made.add(name)
+                    directory = tarfile.TarInfo(name)
+                    directory.type, directory.mode, directory.mtime = tarfile.DIRTYPE, 0o755, EPOCH
+                    target.addfile(directory)
+            info = tarfile.TarInfo(f"tree/{number // 5000:04}/{number // 50:06}/{number:08}.txt")
+            info.size, info.mtime = generator.randrange(2000), EPOCH + number
+            target.addfile(info, io.BytesIO(generator.randbytes(info.size)))
 
     return fill

@@ -1,0 +1,80 @@
+"""``make bench``: measures castoff beside what people use today, and writes docs/bench/results.json and chart.svg.
+
+``python -m bench [--quick] [--only GROUP,...] [--directory DIR]``. With ``--quick`` or ``--only`` nothing is written to
+docs/: what is published is always one complete run. The exit status is 1 if a target was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bench import chart, cold, compose, density, extents, flat, results, start, warm
+from bench.measure import Failed
+from bench.results import Row
+from bench.stage import Stage, stage
+
+GROUPS: dict[str, Callable[[Stage], Iterable[Row]]] = {
+    "cold": cold.rows,
+    "flat": flat.rows,
+    "compose": compose.rows,
+    "extents": extents.rows,
+    "warm": warm.rows,
+    "start": start.rows,
+    "density": density.rows,
+}
+_DOCS = Path("docs/bench")
+
+
+def _arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="one round of each, no 10 GB image")
+    parser.add_argument("--only", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}")
+    parser.add_argument(
+        "--directory", type=Path, default=Path(f"/var/tmp/castoff-bench-{os.getpid()}"), help="scratch; must not exist"
+    )
+    arguments = parser.parse_args(words)
+    unknown = set(arguments.only.split(",")) - GROUPS.keys()
+    if unknown:
+        parser.error(f"no group {', '.join(sorted(unknown))}")
+    return arguments
+
+
+def main(words: list[str]) -> int:
+    """Runs the groups; the exit status."""
+    arguments = _arguments(words)
+    if os.geteuid() != 0:
+        print("bench: needs root: containerd and the store's own filesystem do", file=sys.stderr)
+        return 2
+    chosen = arguments.only.split(",")
+    begun = time.monotonic()
+    rows: list[Row] = []
+    failed = False
+    with stage(arguments.directory, quick=arguments.quick) as where:
+        for name in chosen:
+            print(f"bench: {name}", file=sys.stderr, flush=True)
+            try:
+                found = list(GROUPS[name](where))
+            except Failed as error:
+                print(f"bench: {name}: {error}", file=sys.stderr)
+                failed = True
+                continue
+            rows += found
+            print(results.table(found), flush=True)
+    missed = [row for row in rows if row.verdict == "missed"]
+    print(f"\n{len(rows)} rows, {len(missed)} targets missed, {time.monotonic() - begun:.0f} s")
+    if not failed and not arguments.quick and set(chosen) == GROUPS.keys():
+        _DOCS.mkdir(parents=True, exist_ok=True)
+        text = results.to_json(rows, command="make bench", seconds=time.monotonic() - begun)
+        (_DOCS / "results.json").write_text(text)
+        (_DOCS / "chart.svg").write_text(chart.svg(rows))
+        print(f"written: {_DOCS / 'results.json'}, {_DOCS / 'chart.svg'}")
+    return 1 if failed or missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
