@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,20 @@ def daemon_directory() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="castoff-tests-", dir="/var/tmp"))
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Path:
+    """A directory with a guest kernel ready in it (castoff.vmm.kernel's cache), fetched when it is first asked for.
+
+    It outlives the tests, as the one download that they need. Copy it to ``STATE/store/kernels``, or use it as it is.
+    """
+    from castoff.vmm.kernel import find_kernel
+    from castoff.vmm.settings import VmmSettings
+
+    directory = Path(__file__).parent.parent / ".cache" / "kernels"
+    asyncio.run(find_kernel(VmmSettings(), directory))
+    return directory
 
 
 @pytest.fixture(scope="session")
