@@ -58,17 +58,11 @@ def _contenders(rows: Sequence[Row]) -> tuple[int, list[str]]:
     return 60 + len(found) * _ROW + 10, parts
 
 
-def _share(row: Row) -> float:
-    """How far the target is met: 1 is just met, 2 is twice as good."""
-    assert row.target is not None
-    better, worse = (row.value, row.target) if row.want == "at least" else (row.target, row.value)
-    return better / worse if worse > 0 else 4.0
-
-
 def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, float, str, str]]:
     for row in rows:
         if row.target is not None:
-            yield row.name, _share(row), row.verdict, f"{row.value:,.3g} {row.unit} ({row.want} {row.target:,.3g})"
+            figures = f"{row.value:,.3g} {row.unit} ({row.target.want} {row.target.figure:,.3g})"
+            yield row.name, row.target.share(row.value), row.verdict, figures
 
 
 def _targets(rows: Sequence[Row]) -> tuple[int, list[str]]:

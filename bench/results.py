@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Row", "Verdict", "environment", "table", "to_json"]
+__all__ = ["Row", "Target", "Verdict", "at_least", "at_most", "environment", "table", "to_json"]
 
 Verdict = Literal["met", "missed", "told"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure should be."""
+
+    want: Literal["at least", "at most"]
+    figure: float
+
+    def share(self, value: float) -> float:
+        """How far ``value`` meets it: 1 is just met, 2 is twice as good; infinite for nothing where little was allowed."""
+        good, bad = (value, self.figure) if self.want == "at least" else (self.figure, value)
+        return good / bad if bad > 0 else math.inf
+
+
+def at_least(figure: float) -> Target:
+    """The value should be ``figure`` or more."""
+    return Target("at least", figure)
+
+
+def at_most(figure: float) -> Target:
+    """The value should be ``figure`` or less."""
+    return Target("at most", figure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +50,6 @@ class Row:
         value: The figure.
         unit: Of ``value`` and ``target``: ``x`` is a ratio of two things measured in this run.
         target: What it should be, None where it is told for its own sake.
-        want: Whether ``value`` should be at least or at most ``target``.
         measured: What the figure was made from, medians unless said otherwise.
     """
 
@@ -35,8 +57,7 @@ class Row:
     name: str
     value: float
     unit: str
-    target: float | None = None
-    want: Literal["at least", "at most"] = "at most"
+    target: Target | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -44,7 +65,7 @@ class Row:
         """Whether the target is met."""
         if self.target is None:
             return "told"
-        return "met" if (self.value >= self.target if self.want == "at least" else self.value <= self.target) else "missed"
+        return "met" if self.target.share(self.value) >= 1 else "missed"
 
 
 def _figure(value: float, unit: str) -> str:
@@ -60,7 +81,7 @@ def table(rows: Sequence[Row]) -> str:
         if row.group != group:
             group = row.group
             lines.append(f"\n{group}")
-        target = "" if row.target is None else f"{row.want} {_figure(row.target, row.unit)}"
+        target = "" if row.target is None else f"{row.target.want} {_figure(row.target.figure, row.unit)}"
         lines.append(f"  {row.name:<76} {_figure(row.value, row.unit):>14}  {target:<20} {row.verdict}")
     return "\n".join(lines)
 
@@ -103,10 +124,4 @@ def to_json(rows: Sequence[Row], *, command: str, seconds: float) -> str:
         "environment": environment(),
         "rows": [asdict(row) | {"verdict": row.verdict} for row in rows],
     }
-    return json.dumps(value, indent=2, default=_rounded) + "\n"
-
-
-def _rounded(value: object) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} in a row of results")
+    return json.dumps(value, indent=2) + "\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import measure
-from bench.stage import Published, Stage
+from bench.stage import SIZE, Published, Stage
 
 __all__ = ["Taken", "containerd", "tar", "umoci"]
 
@@ -30,11 +30,11 @@ class Taken:
         return self.tree + self.mke2fs
 
 
-def _mke2fs(tree: Path, file: Path, size: int) -> float:
-    return measure.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, file, f"{size >> 10}k"]).seconds
+def _mke2fs(tree: Path, file: Path) -> float:
+    return measure.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, file, f"{SIZE >> 10}k"]).seconds
 
 
-def containerd(stage: Stage, image: Published, size: int) -> Taken:
+def containerd(stage: Stage, image: Published) -> Taken:
     """containerd's pull and unpack (overlayfs), then ``mke2fs -d`` of the mounted view."""
     ctr = ["ctr", "--address", str(stage.containerd.socket), "--namespace", "bench"]
     pull = measure.run(
@@ -45,7 +45,7 @@ def containerd(stage: Stage, image: Published, size: int) -> Taken:
         view.mkdir()
         measure.run([*ctr, "images", "mount", "--snapshotter", "overlayfs", image.reference, view])
         try:
-            made = _mke2fs(view, scratch / "rootfs.ext4", size)
+            made = _mke2fs(view, scratch / "rootfs.ext4")
         finally:
             measure.run([*ctr, "images", "unmount", "--rm", view])
     measure.run(
@@ -61,16 +61,16 @@ def _copy(image: Published, target: str) -> measure.Usage:
     return measure.run(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{image.reference}", target])
 
 
-def umoci(stage: Stage, image: Published, size: int) -> Taken:
+def umoci(stage: Stage, image: Published) -> Taken:
     """skopeo's copy to a layout, umoci's unpack, then ``mke2fs -d``."""
     with stage.scratch("umoci") as scratch:
         copy = _copy(image, f"oci:{scratch}/layout:latest")
         unpack = measure.run(["umoci", "unpack", "--image", f"{scratch}/layout:latest", scratch / "bundle"])
-        made = _mke2fs(scratch / "bundle/rootfs", scratch / "rootfs.ext4", size)
+        made = _mke2fs(scratch / "bundle/rootfs", scratch / "rootfs.ext4")
     return Taken(copy.seconds + unpack.seconds, made, max(copy.memory, unpack.memory))
 
 
-def tar(stage: Stage, image: Published, size: int) -> Taken:
+def tar(stage: Stage, image: Published) -> Taken:
     """skopeo's copy, GNU tar layer by layer (pigz decompresses beside it), then ``mke2fs -d``."""
     with stage.scratch("tar") as scratch:
         copy = _copy(image, f"dir:{scratch}/blobs")
@@ -81,5 +81,5 @@ def tar(stage: Stage, image: Published, size: int) -> Taken:
         for layer in manifest["layers"]:
             blob = scratch / "blobs" / layer["digest"].removeprefix("sha256:")
             seconds += measure.run(["tar", "--xattrs", "--numeric-owner", "-I", "unpigz", "-C", tree, "-xpf", blob]).seconds
-        made = _mke2fs(tree, scratch / "rootfs.ext4", size)
+        made = _mke2fs(tree, scratch / "rootfs.ext4")
     return Taken(seconds, made, copy.memory)

@@ -14,11 +14,17 @@ from pathlib import Path
 from tests import daemons
 
 from bench.images.__main__ import make
+from bench.images.layout import unpacked
 
-__all__ = ["Published", "Stage", "castoff", "stage"]
+__all__ = ["SIZE", "Published", "Stage", "castoff", "stage"]
 
 _REGISTRY = Path(".cache/bench/registry")
 """Kept between runs: pushing 10 GB again would take minutes. Its daemon and port are each run's own."""
+
+
+_KERNELS = Path(".cache/kernels")
+SIZE = 8 << 30
+"""Bytes of every root filesystem here, castoff's and mke2fs': castoff's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class Published:
     """``127.0.0.1:PORT/NAME@sha256:...``."""
     compressed: int
     """Bytes of its layers as the registry has them."""
+    unpacked: int
+    """Bytes of its layers on a disk of 4 KiB blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +65,27 @@ class Stage:
             target = f"docker://{repository}:latest"
             subprocess.run(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:latest", target], check=True)
         compressed = sum(layer["size"] for layer in manifest["layers"])
-        return Published(name, f"{repository}:latest", f"{repository}@{entry['digest']}", compressed)
+        return Published(name, f"{repository}:latest", f"{repository}@{entry['digest']}", compressed, unpacked(layout))
 
     def castoff(self, *words: str | Path) -> list[str]:
         """The command line of castoff with this stage's state."""
         return castoff(self.state, *words)
+
+    def prepare(self) -> None:
+        """Makes castoff's state: its store and a kernel, as after the first run on a host."""
+        subprocess.run(self.castoff("--quiet", "store", "usage"), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["cp", "-r", f"{_KERNELS}/.", str(self.store / "kernels")], check=True)
+
+    @property
+    def store(self) -> Path:
+        """Where castoff's store is mounted."""
+        return self.state / "store"
+
+    def forget(self, *areas: str) -> None:
+        """Empties areas of castoff's store (all that is known of images, by default), so that the next round is cold."""
+        for area in areas or ("rootfs", "layers", "images/sha256"):
+            for entry in (self.store / area).iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
@@ -90,7 +114,9 @@ def stage(directory: Path, *, quick: bool) -> Iterator[Stage]:
     directory.mkdir(parents=True)
     try:
         with daemons.registry(_REGISTRY) as registry, daemons.containerd(directory / "containerd") as containerd:
-            yield Stage(directory, directory / "state", registry, containerd, quick)
+            found = Stage(directory, directory / "state", registry, containerd, quick)
+            found.prepare()
+            yield found
     finally:
         _unmount(directory)
         shutil.rmtree(directory)

@@ -18,10 +18,14 @@ from isal import igzip
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["EPOCH", "Blob", "Layer", "Layout"]
+__all__ = ["EPOCH", "Blob", "Layer", "Layout", "unpacked"]
 
 EPOCH = 1_700_000_000
 """The time of everything made here, so that the same packages give the same digests."""
+
+
+_UNPACKED = "unpacked"
+"""A file beside index.json; readers of layouts pass over what they do not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,11 @@ def _read(layout: Path, descriptor: dict[str, Any]) -> Any:
     return json.loads((layout / "blobs" / "sha256" / descriptor["digest"].removeprefix("sha256:")).read_bytes())
 
 
+def unpacked(layout: Path) -> int:
+    """Bytes that the contents of all layers take on a disk of 4 KiB blocks."""
+    return int((layout / _UNPACKED).read_text())
+
+
 class Layout:
     """An OCI layout being written; ``finish`` makes it complete.
 
@@ -96,6 +105,7 @@ class Layout:
         self._blobs = directory / "blobs" / "sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self.layers: list[Layer] = []
+        self._unpacked = 0
 
     def add_layer(self, fill: Callable[[tarfile.TarFile], None], *, fast: bool = False) -> Layer:
         """Adds the layer whose tar ``fill`` writes; ``fast`` trades size for time."""
@@ -104,6 +114,7 @@ class Layout:
             writer = _HashingWriter(compressed)
             with tarfile.open(fileobj=writer, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as tar:
                 fill(tar)
+                self._unpacked += sum(-(-member.size // 4096) * 4096 for member in tar.getmembers())
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = path.stat().st_size
@@ -114,6 +125,7 @@ class Layout:
 
     def adopt(self, other: Path) -> None:
         """Adds the layers of the finished layout ``other``, by hard links: both images then share them."""
+        self._unpacked += unpacked(other)
         manifest = _read(other, json.loads((other / "index.json").read_text())["manifests"][0])
         for row, diff_id in zip(manifest["layers"], _read(other, manifest["config"])["rootfs"]["diff_ids"], strict=True):
             blob = Blob(row["mediaType"], row["digest"], row["size"])
@@ -146,6 +158,7 @@ class Layout:
         entry = blob.descriptor() | {"annotations": {"org.opencontainers.image.ref.name": tag}}
         index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
         (self.directory / "index.json").write_text(json.dumps(index))
+        (self.directory / _UNPACKED).write_text(str(self._unpacked))
         (self.directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         return blob.digest
 
