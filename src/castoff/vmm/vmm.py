@@ -63,6 +63,11 @@ class VmmHandle(Protocol):
     pid: int
     channel: Path
     """Unix socket of the guest channel (castoff.vmm.channel speaks on it)."""
+    channel_port: int | None
+    """The guest's vsock port that ``channel`` leads to when asked; None: it leads there by itself."""
+    control: Path
+    """The same of a second channel, for others than the one client that has the command's streams."""
+    control_port: int | None
     console: Path
     """The guest kernel's console output."""
 

@@ -1,0 +1,159 @@
+/* The root filesystem: found, mounted, entered, and left clean. */
+#include "init.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static char failure[256];
+static int upper_fd = -1; /* root of an overlay's upper filesystem, which the new root cannot name */
+
+static const char *fail(const char *what, const char *which) {
+    snprintf(failure, sizeof failure, "%s %s: %s", what, which, strerror(errno));
+    return failure;
+}
+
+/* What init itself needs while it still runs from the initramfs. */
+const char *rootfs_early(void) {
+    mkdir("/dev", 0755);
+    mkdir("/proc", 0755);
+    mkdir("/sys", 0755);
+    mkdir("/newroot", 0755);
+    if (mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755") < 0 && errno != EBUSY) return fail("mounting", "/dev");
+    if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "") < 0) return fail("mounting", "/proc");
+    if (mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "") < 0) return fail("mounting", "/sys");
+    return NULL;
+}
+
+static bool has_serial(const char *disk, const char *role) {
+    char path[300], serial[32] = "";
+    snprintf(path, sizeof path, "/sys/block/%s/serial", disk);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    ssize_t got = read(fd, serial, sizeof serial - 1);
+    close(fd);
+    if (got > 0) serial[strcspn(serial, "\n")] = 0;
+    return !strcmp(serial, role);
+}
+
+/* Firecracker's drives have a serial that nobody can choose, so there the order on the command line counts. */
+static bool by_order(const struct cmdline *cmdline, const char *role, char *device, size_t size) {
+    char roles[sizeof cmdline->drives], *rest = NULL;
+    snprintf(roles, sizeof roles, "%s", cmdline->drives);
+    char letter = 'a';
+    for (char *word = strtok_r(roles, ",", &rest); word; word = strtok_r(NULL, ",", &rest), letter++)
+        if (!strcmp(word, role)) {
+            snprintf(device, size, "/dev/vd%c", letter);
+            return access(device, F_OK) == 0;
+        }
+    return false;
+}
+
+static bool find_drive(const struct cmdline *cmdline, const char *role, char *device, size_t size) {
+    bool found = false;
+    DIR *disks = opendir("/sys/block");
+    for (struct dirent *entry; disks && !found && (entry = readdir(disks));)
+        if (entry->d_name[0] != '.' && has_serial(entry->d_name, role)) {
+            snprintf(device, size, "/dev/%.40s", entry->d_name);
+            found = true;
+        }
+    if (disks) closedir(disks);
+    return found || by_order(cmdline, role, device, size);
+}
+
+/* noatime: a composed root is cloned, and each first read of a file would otherwise write to the clone. */
+static const char *mount_overlay(const char *base, const char *upper) {
+    mkdir("/base", 0755);
+    mkdir("/upper", 0755);
+    if (mount(base, "/base", "ext4", MS_RDONLY | MS_NOATIME, "noload") < 0) return fail("mounting the base drive", base);
+    if (mount(upper, "/upper", "ext4", MS_NOATIME, "") < 0) return fail("mounting the upper drive", upper);
+    upper_fd = open("/upper", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    struct stat st;
+    if (mkdir("/upper/upper", 0755) == 0 && stat("/base", &st) == 0) { /* the upper directory's attributes become the root's */
+        if (chown("/upper/upper", st.st_uid, st.st_gid) < 0 || chmod("/upper/upper", st.st_mode & 07777) < 0)
+            return fail("preparing the upper drive", upper);
+    }
+    mkdir("/upper/work", 0755);
+    modules_load("overlay");
+    if (mount("overlay", "/newroot", "overlay", MS_NOATIME, "lowerdir=/base,upperdir=/upper/upper,workdir=/upper/work") < 0)
+        return fail("joining base and upper with", "overlayfs");
+    return NULL;
+}
+
+const char *rootfs_mount(const struct cmdline *cmdline) {
+    char root[64], base[64];
+    /* Drives are there when virtio_blk has loaded; a slow VMM is given five seconds all the same. */
+    for (int tries = 0; tries < 1000; tries++) {
+        if (find_drive(cmdline, "root", root, sizeof root))
+            return mount(root, "/newroot", "ext4", MS_NOATIME, "") < 0 ? fail("mounting the root drive", root) : NULL;
+        if (find_drive(cmdline, "base", base, sizeof base) && find_drive(cmdline, "upper", root, sizeof root))
+            return mount_overlay(base, root);
+        usleep(5000);
+    }
+    errno = ENODEV;
+    return fail("finding a drive that is called", "root, or base and upper");
+}
+
+static void mount_there(const char *type, const char *path, unsigned long flags, const char *options) {
+    mkdir(path, 0755);
+    if (mount(type, path, type, flags, options) < 0) say("mounting %s: %s", path, strerror(errno));
+}
+
+/* What a container's process expects to find, as runc makes it. /run and /tmp are the image's own: a tmpfs would hide
+ * the directories that packages put there. */
+static void mount_standard(void) {
+    const unsigned long safe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    mount_there("proc", "/proc", safe, "");
+    mount_there("sysfs", "/sys", safe, "");
+    mount_there("cgroup2", "/sys/fs/cgroup", safe, "nsdelegate");
+    mount_there("devtmpfs", "/dev", MS_NOSUID, "mode=0755");
+    mount_there("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666");
+    mount_there("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777");
+    mount_there("mqueue", "/dev/mqueue", safe, "");
+    symlink("/proc/self/fd", "/dev/fd");
+    symlink("/proc/self/fd/0", "/dev/stdin");
+    symlink("/proc/self/fd/1", "/dev/stdout");
+    symlink("/proc/self/fd/2", "/dev/stderr");
+}
+
+/* Moves into the new root, as switch_root does: the mount is moved over "/" so that a process which enters init's mount
+ * namespace afresh lands there too. */
+const char *rootfs_enter(void) {
+    umount2("/dev", MNT_DETACH);
+    umount2("/proc", MNT_DETACH);
+    umount2("/sys", MNT_DETACH);
+    if (chdir("/newroot") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
+        return fail("entering", "the root filesystem");
+    mount_standard();
+    return NULL;
+}
+
+/* Unmounts what the image's processes mounted, the last first. */
+static void unmount_others(void) {
+    char *points[256];
+    size_t count = 0, size = 0;
+    char line[1024];
+    FILE *mounts = fopen("/proc/self/mounts", "re");
+    while (mounts && count < 256 && fgets(line, sizeof line, mounts)) {
+        char point[512];
+        if (sscanf(line, "%*s %511s", point) == 1 && strcmp(point, "/") && (points[count] = strdup(point))) count++;
+    }
+    if (mounts) fclose(mounts);
+    for (size = count; size > 0; size--) umount2(points[size - 1], MNT_DETACH);
+}
+
+/* Leaves every filesystem clean: called when no process but init is left. */
+void rootfs_leave(void) {
+    sync();
+    unmount_others();
+    if (mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0) say("the root filesystem is left unclean: %s", strerror(errno));
+    if (upper_fd >= 0 && (fchdir(upper_fd) < 0 || mount(NULL, ".", NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0))
+        say("the upper filesystem is left unclean: %s", strerror(errno));
+    sync();
+}

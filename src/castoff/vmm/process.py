@@ -1,0 +1,158 @@
+"""A monitor's process: started detached from us, found again by pid and start time, waited for, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from castoff.errors import Unavailable, Unsupported
+from castoff.vmm.settings import VmmSettings
+
+__all__ = ["STATUS_UNKNOWN", "MonitorProcess", "Owner", "last_lines", "owner_for", "spawn"]
+
+STATUS_UNKNOWN: Final = -1
+"""Exit status of a monitor that an earlier process started: the kernel tells it to the parent only."""
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""Monitors of this process's own, kept until they are reaped: a Popen that is dropped sooner complains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The user and group that a monitor runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+def owner_for(machine_id: str, settings: VmmSettings) -> Owner | None:
+    """A user of a machine's own, without a name or a home, where we are root; None: our own user."""
+    if os.geteuid() != 0 or not settings.own_user:
+        return None
+    number = settings.first_uid + zlib.crc32(machine_id.encode()) % settings.uid_count
+    return Owner(number, number)
+
+
+def _start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since the host's boot (proc(5), stat field 22); None: it is gone or dead."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    fields = text[text.rindex(b")") + 2 :].split()  # the name before it may hold anything
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+class MonitorProcess:
+    """A process by a descriptor (pidfd), so that no other process can ever be meant."""
+
+    def __init__(self, pid: int, started: int, descriptor: int) -> None:
+        self.pid = pid
+        self.started = started
+        self._descriptor = descriptor
+        self._status: int | None = None
+
+    @classmethod
+    def find(cls, pid: int, started: int) -> MonitorProcess | None:
+        """The process of that pid and start time; None when it has ended."""
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            return None
+        if _start_time(pid) != started:
+            os.close(descriptor)
+            return None
+        return cls(pid, started, descriptor)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    async def wait(self) -> int:
+        """Waits for its end; its exit status (-N: signal N, unless it is not ours: ``STATUS_UNKNOWN``)."""
+        if self._status is None:
+            await self._ended()
+            child = _children.pop(self.pid, None)
+            self._status = STATUS_UNKNOWN if child is None else child.wait()
+        return self._status
+
+    async def _ended(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        # A second waiter on the same descriptor would take the first one's place in the loop.
+        descriptor = os.dup(self._descriptor)
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    async def kill(self) -> None:
+        """Ends it now, and waits until it is gone."""
+        try:
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError as error:
+            raise Unavailable(
+                f"process {self.pid} cannot be ended: {error.strerror}", hint="it belongs to another user"
+            ) from error
+        await self.wait()
+
+
+def spawn(command: Sequence[str], *, log: Path, owner: Owner | None, inherit: Sequence[int] = ()) -> MonitorProcess:
+    """Starts a monitor in a session of its own, so that our terminal's signals and our end do not reach it.
+
+    Args:
+        command: Program and arguments.
+        log: Where its stdout and stderr go.
+        owner: Who it runs as; None: us.
+        inherit: Descriptors that it gets, under the same numbers.
+
+    Raises:
+        Unsupported: There is no such program.
+        Unavailable: It cannot be started.
+    """
+    try:
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+                pass_fds=inherit,
+                start_new_session=True,
+                restore_signals=False,  # SIGXFSZ stays ignored: a file at its limit is an error to handle, no death
+                user=None if owner is None else owner.uid,
+                group=None if owner is None else owner.gid,
+                extra_groups=None if owner is None else owner.groups,
+            )
+    except FileNotFoundError as error:
+        raise Unsupported(f"{command[0]} is not installed", hint="`castoff doctor` tells how to get it") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{command[0]} cannot be started: {error}", hint="see `castoff doctor`") from error
+    _children[child.pid] = child
+    started = _start_time(child.pid)
+    return MonitorProcess(child.pid, 0 if started is None else started, os.pidfd_open(child.pid))
+
+
+def last_lines(log: Path, count: int = 5, limit: int = 4096) -> str:
+    """The last lines of a log, for an error message; what could command a terminal is replaced."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
+            text = file.read(limit).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line for line in (line.strip() for line in text.splitlines()) if line]
+    return " | ".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines[-count:])

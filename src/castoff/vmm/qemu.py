@@ -1,0 +1,212 @@
+"""QEMU's microvm: the driver that works on any Linux box, with KVM where it is real and by emulation where not.
+
+QEMU opens nothing by itself: drives, sockets and logs reach it as descriptors, so it can run as a user without any
+rights, in its own seccomp sandbox, whoever owns the files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from castoff.errors import CastoffError, Unavailable, Unsupported
+from castoff.timeline import step
+from castoff.vmm import qmp
+from castoff.vmm.process import MonitorProcess, Owner, last_lines, owner_for, spawn
+from castoff.vmm.qemu_command import OpenDrive, qemu_command
+from castoff.vmm.settings import VmmSettings
+from castoff.vmm.sockets import listen_unix
+from castoff.vmm.vmm import MachineSpec
+
+__all__ = ["QemuHandle", "QemuVmm"]
+
+_CONSOLE: Final = "console.log"
+_LOG: Final = "vmm.log"
+_CONSOLE_LIMIT: Final = 64 << 20
+
+
+class QemuHandle:
+    """A running QEMU."""
+
+    channel_port: int | None = None
+    control_port: int | None = None
+
+    def __init__(self, process: MonitorProcess, directory: Path) -> None:
+        self._process = process
+        self._directory = directory
+        self.pid = process.pid
+        self.channel = directory / "channel.sock"
+        self.control = directory / "control.sock"
+        self.console = directory / _CONSOLE
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`QemuVmm.reattach` needs."""
+        return {"vmm": "qemu", "pid": self.pid, "started": self._process.started, "directory": str(self._directory)}
+
+    async def wait(self) -> int:
+        """Waits for QEMU's end; 0 when the guest powered off, ``STATUS_UNKNOWN`` when an earlier process started it."""
+        return await self._process.wait()
+
+    async def stop(self, timeout: float) -> None:
+        """Asks the guest to end its command and to power off; kills QEMU when ``timeout`` seconds have passed."""
+        from castoff.vmm.stopping import ask_to_stop
+
+        await ask_to_stop(self, timeout)
+
+    async def kill(self) -> None:
+        """Ends QEMU now."""
+        await self._process.kill()
+
+
+class QemuVmm:
+    """Starts machines with QEMU.
+
+    Args:
+        settings: The machines' settings.
+        state: Where the answer of the KVM probe is kept.
+    """
+
+    name = "qemu"
+
+    def __init__(self, settings: VmmSettings, *, state: Path | None = None) -> None:
+        self._settings = settings
+        self._state = state
+
+    def binary(self) -> str:
+        """QEMU's program.
+
+        Raises:
+            Unsupported: It is not installed.
+        """
+        found = shutil.which(self._settings.qemu.binary)
+        if found is None:
+            raise Unsupported(
+                f"{self._settings.qemu.binary} is not installed",
+                hint="Debian's package is qemu-system-x86 (apt-get install qemu-system-x86)",
+            )
+        return found
+
+    async def start(self, spec: MachineSpec) -> QemuHandle:
+        """Starts a machine; see :class:`castoff.vmm.vmm.Vmm`."""
+        with step("vmm.qemu", machine=spec.id) as current:
+            binary = self.binary()
+            kvm = await self._kvm(spec.kernel)
+            current.attributes["accelerator"] = "kvm" if kvm else "tcg"
+            with contextlib.ExitStack() as opened:
+                process = self._spawn(spec, binary, kvm, opened)
+            handle = QemuHandle(process, spec.directory)
+            try:
+                await self._answers(spec, process)
+            except BaseException:
+                await asyncio.shield(handle.kill())
+                raise
+            return handle
+
+    async def reattach(self, state: Mapping[str, Any]) -> QemuHandle | None:
+        """The handle of a QEMU that an earlier process started; None when it has ended."""
+        process = MonitorProcess.find(int(state["pid"]), int(state["started"]))
+        return None if process is None else QemuHandle(process, Path(state["directory"]))
+
+    async def _kvm(self, kernel: Path) -> bool:
+        accelerator = self._settings.qemu.accelerator
+        if accelerator != "auto":
+            return accelerator == "kvm"
+        from castoff.vmm.probe import kvm_runs
+
+        return (await kvm_runs(self._settings, kernel, self._state)).usable
+
+    def _spawn(self, spec: MachineSpec, binary: str, kvm: bool, opened: contextlib.ExitStack) -> MonitorProcess:
+        owner = owner_for(spec.id, self._settings)
+        if kvm:
+            from castoff.vmm.probe import with_kvm_group
+
+            owner = with_kvm_group(owner)
+        try:
+            sockets = {
+                name: opened.enter_context(listen_unix(spec.directory / f"{name}.sock")) for name in ("qmp", "channel", "control")
+            }
+            drives = [_open_drive(drive.path, drive.read_only, drive.direct, drive.role, opened) for drive in spec.drives]
+            files = {
+                "kernel": _open(spec.kernel, os.O_RDONLY, opened),
+                "initramfs": _open(spec.initramfs, os.O_RDONLY, opened),
+                "console": _open(spec.directory / _CONSOLE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, opened, 0o640),
+            }
+            _hand_over(files["initramfs"], owner)
+        except OSError as error:
+            raise Unavailable(f"machine {spec.id} cannot be started: {error.filename or ''} {error.strerror}") from error
+        descriptors = {**{name: server.fileno() for name, server in sockets.items()}, **files}
+        command = qemu_command(
+            spec, binary=binary, kvm=kvm, descriptors=descriptors, drives=drives, extra=self._settings.kernel_args
+        )
+        inherit = [*descriptors.values(), *(drive.descriptor for drive in drives)]
+        process = spawn(command, log=spec.directory / _LOG, owner=owner, inherit=inherit)
+        _limit_files(process.pid, drives)
+        return process
+
+    async def _answers(self, spec: MachineSpec, process: MonitorProcess) -> None:
+        """Waits until QEMU's control socket answers, which it does once it has taken its whole command line."""
+        answer = asyncio.create_task(qmp.greet(spec.directory / "qmp.sock"))
+        ended = asyncio.create_task(process.wait())
+        try:
+            async with asyncio.timeout(self._settings.qemu.start_seconds):
+                await asyncio.wait((answer, ended), return_when=asyncio.FIRST_COMPLETED)
+                if not ended.done():
+                    await answer
+                    return
+        except (TimeoutError, CastoffError) as error:
+            if not ended.done():
+                raise Unavailable(
+                    f"qemu does not answer: {last_lines(spec.directory / _LOG) or 'it said nothing'}",
+                    hint=f"see {spec.directory / _LOG}",
+                ) from error
+        finally:
+            for task in (answer, ended):
+                task.cancel()
+            await asyncio.gather(answer, ended, return_exceptions=True)
+        raise Unavailable(
+            f"qemu ended at its start (status {await process.wait()}): {last_lines(spec.directory / _LOG) or 'it said nothing'}",
+            hint=f"see {spec.directory / _LOG}; `castoff doctor` tells what this host can do",
+        )
+
+
+def _open(path: Path, flags: int, opened: contextlib.ExitStack, mode: int = 0o600) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def _open_drive(path: Path, read_only: bool, direct: bool, role: str, opened: contextlib.ExitStack) -> OpenDrive:
+    """Opens a drive's file. Not every filesystem can O_DIRECT; there the page cache is used."""
+    flags = os.O_RDONLY if read_only else os.O_RDWR
+    if direct:
+        try:
+            return OpenDrive(role, _open(path, flags | os.O_DIRECT, opened), read_only, True)
+        except OSError as error:
+            import errno
+
+            if error.errno != errno.EINVAL:
+                raise
+    return OpenDrive(role, _open(path, flags, opened), read_only, False)
+
+
+def _hand_over(initramfs: int, owner: Owner | None) -> None:
+    """QEMU opens kernel and initramfs again through /proc/self/fd, which asks the file for its permission once more."""
+    if owner is not None:
+        os.fchown(initramfs, owner.uid, owner.gid)
+
+
+def _limit_files(pid: int, drives: list[OpenDrive]) -> None:
+    """Bounds what the guest can make its console log grow to: no file of QEMU's may be longer than its largest drive.
+
+    The log is trimmed in time by whoever waits for the machine; this holds also when nobody does.
+    """
+    largest = max((os.lseek(drive.descriptor, 0, os.SEEK_END) for drive in drives), default=0)
+    limit = max(largest, _CONSOLE_LIMIT)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended at once, which its own error tells best
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, limit))

@@ -1,0 +1,76 @@
+"""Settings of the machines' monitors, kernels and guests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+__all__ = ["FirecrackerSettings", "KernelSettings", "QemuSettings", "VmmSettings"]
+
+
+class KernelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the guests' kernel comes from."""
+
+    file: Path | None = None
+    """A kernel (ELF vmlinux or bzImage) to use instead of looking for one."""
+    modules: Path | None = None
+    """Its modules (a directory like /lib/modules/VERSION); None: found by its version, or everything is built in."""
+    sources: tuple[Literal["debian", "host"], ...] = ("debian", "host")
+    """Where a kernel is looked for, in order: Debian's cloud kernel (downloaded, never installed), this host's own /boot."""
+    package: str = "linux-image-cloud"
+    """The Debian package, without its architecture; a meta package is followed to what it depends on."""
+    download_seconds: float = 300.0
+    """Time limit of the download and of each apt command."""
+
+
+class QemuSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``qemu`` driver."""
+
+    binary: str = "qemu-system-x86_64"
+    """The program, a path or a name in PATH."""
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    """``auto``: KVM where a timed probe says that it runs a stock kernel fast, emulation otherwise."""
+    start_seconds: float = 20.0
+    """How long QEMU may take to answer on its control socket."""
+
+
+class FirecrackerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``firecracker`` driver."""
+
+    binary: str = "firecracker"
+    """The program, a path or a name in PATH."""
+    jailer: str = "jailer"
+    """Its jailer, used where castoff runs as root; a path or a name in PATH."""
+    chroot: Path = Path("/srv/jailer")
+    """Where jails are made; on the filesystem of the machines, so that kernel and drives can be linked into them."""
+    start_seconds: float = 10.0
+    """How long Firecracker may take to answer on its socket."""
+
+
+class VmmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Machines: which monitor runs them, and with which kernel."""
+
+    order: tuple[str, ...] = ("firecracker", "qemu")
+    """Drivers to try, in order; the first that can run on this host is used."""
+    kernel: KernelSettings = KernelSettings()
+    """Where the guests' kernel comes from."""
+    kernel_args: tuple[str, ...] = ()
+    """Added to every machine's kernel command line."""
+    qemu: QemuSettings = QemuSettings()
+    """The ``qemu`` driver."""
+    firecracker: FirecrackerSettings = FirecrackerSettings()
+    """The ``firecracker`` driver."""
+    probe_seconds: float = 8.0
+    """How long a kernel may take to boot under KVM before KVM counts as unusable."""
+    own_user: bool = True
+    """Run each monitor as a user of its own where castoff runs as root."""
+    first_uid: int = 2_000_000_000
+    """First of the user ids (and group ids) that monitors run as; above those of systemd and of containers' ranges."""
+    uid_count: int = 65_536
+    """How many there are; a machine's id chooses one."""
+    linger_seconds: float = 10.0
+    """How long a machine whose command ended waits for somebody to take its exit code before it powers off."""
+    stop_seconds: float = 10.0
+    """How long a machine's command may take to end after it was asked to, before it is killed."""
