@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import subprocess
 import threading
 import time
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Failed", "Usage", "alternate", "percentile", "run", "used_bytes"]
+__all__ = ["Failed", "Usage", "alternate", "percentile", "run", "tree", "used_bytes"]
 
 _INTERVAL = 0.02
 
@@ -45,7 +44,7 @@ def used_bytes(place: Path) -> int:
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
-def _tree(root: int) -> Iterator[int]:
+def tree(root: int) -> Iterator[int]:
     """The process ``root`` and all below it, as /proc knows them now."""
     waiting = [root]
     while waiting:
@@ -85,7 +84,7 @@ class _Watch(threading.Thread):
             self._end.wait(_INTERVAL)
 
     def _sample(self) -> None:
-        pids = {pid for root in self._roots() for pid in _tree(root)}
+        pids = {pid for root in self._roots() for pid in tree(root)}
         self.memory = max(self.memory, sum(map(_high_water, pids)))
         if self._disk:
             self.most_disk = max(self.most_disk, used_bytes(self._disk) - self._before)
@@ -169,8 +168,3 @@ def percentile(values: Sequence[float], share: float) -> float:
     """The smallest of ``values`` that at least ``share`` of them do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
-
-
-def median(values: Sequence[float]) -> float:
-    """The median."""
-    return statistics.median(values)
