@@ -6,22 +6,21 @@ non-blocking, so that a FIFO in the place of a blob is an error and not a hang.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from castoff.errors import Invalid, NotFound, Unavailable
+from castoff.image.ahead import PIECE, read_ahead
 
 __all__ = ["DirectoryFiles", "Files", "Span", "open_regular", "read_span", "stream_span"]
 
-PIECE = 1 << 20
-_BATCH = 4  # pieces a hop to a thread: a hop costs about 50 µs, a MiB from the page cache about 150
+_BATCH = 4 * PIECE
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +101,15 @@ def read_span(span: Span, limit: int) -> bytes:
     return b"".join(_read_batch(span, 0, span.size))
 
 
-async def stream_span(span: Span) -> AsyncIterator[bytes]:
-    """The span's bytes in pieces of at most a MiB, read in a thread one batch ahead.
+def stream_span(span: Span) -> AsyncGenerator[bytes, None]:
+    """The span's bytes in pieces of at most a MiB, read in a thread.
 
     Raises:
         Invalid: The file is shorter than the span.
         Unavailable: The disk does not give it.
     """
-    loop = asyncio.get_running_loop()
-    step = PIECE * _BATCH
-    ahead = loop.run_in_executor(None, _read_batch, span, 0, step)
-    try:
-        for start in range(0, span.size, step):
-            batch = await ahead
-            ahead = loop.run_in_executor(None, _read_batch, span, start + step, step)
-            for piece in batch:
-                yield piece
-    finally:
-        # The thread must be out of the descriptor before anyone closes it: its number may be another file's next.
-        await asyncio.wait([ahead])
+    starts = iter(range(0, span.size, _BATCH))
+    return read_ahead(lambda: _read_batch(span, next(starts, span.size), _BATCH))
 
 
 def _read_batch(span: Span, start: int, length: int) -> list[bytes]:

@@ -56,7 +56,7 @@ class LayoutSource:
             try:
                 yield pieces
             finally:
-                await pieces.aclose()  # type: ignore[attr-defined]
+                await pieces.aclose()
 
     async def close(self) -> None:
         self._files.close()

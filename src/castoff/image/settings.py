@@ -31,8 +31,6 @@ class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Seconds: the ceiling of the first random delay; it doubles with each try."""
     retry_delay_limit: float = 15.0
     """Seconds: the most that is waited between two tries, also when a registry's Retry-After asks for more."""
-    connections: int = 8
-    """Connections to one host at a time."""
     max_manifest_size: int = 4 << 20
     """Bytes: the largest manifest, index or image config that is read (distribution's own limit is 4 MiB)."""
     max_archive_size: int = 64 << 30

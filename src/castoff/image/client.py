@@ -1,0 +1,127 @@
+"""The requests of OCI's distribution protocol to one endpoint.
+
+Source: OCI distribution spec 1.1 (spec.md, "Pull"). Every answer that is not the thing asked for becomes an error here.
+"""
+
+from __future__ import annotations
+
+from http.client import HTTPMessage
+
+from castoff.errors import CastoffError, LimitExceeded, NotFound, Unauthorized, Unavailable
+from castoff.image.auth import Authorizer
+from castoff.image.connect import Broken
+from castoff.image.credentials import Keyring
+from castoff.image.endpoint import Endpoint
+from castoff.image.exchange import Request, exchange, explain
+from castoff.image.retry import Backoff
+from castoff.image.settings import ImageSettings
+from castoff.image.transport import Response, Transport
+from castoff.image.url import Origin, Scheme, Url
+
+__all__ = ["RegistryClient"]
+
+
+class RegistryClient:
+    """Asks one endpoint for things of one repository."""
+
+    def __init__(self, endpoint: Endpoint, keyring: Keyring, transport: Transport, settings: ImageSettings) -> None:
+        self.endpoint = endpoint
+        self._transport = transport
+        self._settings = settings
+        self._scheme = endpoint.scheme
+        scope = f"repository:{endpoint.repository}:pull"
+        self._authorizer = Authorizer(endpoint.host, scope, keyring, transport, settings)
+
+    def backoff(self) -> Backoff:
+        """A new count of tries; a mirror has fewer, since the registry itself comes after it."""
+        return Backoff(self._settings, retries=min(1, self._settings.retries) if self.endpoint.is_mirror else None)
+
+    async def open(self, what: str, method: str, path: str, headers: dict[str, str], backoff: Backoff) -> Response:
+        """Asks for ``path`` of the repository; the answer, which is a good one (200 or 206), is the caller's to close.
+
+        Raises:
+            NotFound, Unauthorized, Unavailable: It is not to be had; ``what`` names it.
+        """
+        shown = self._authorizer.header()
+        renewed = False
+        while True:
+            response = await self._send(method, path, headers, shown, backoff)
+            if response.status in (200, 206):
+                return response
+            redirected = response.url.origin != self._origin(response.url.origin.scheme)
+            if response.status == 401 and not renewed and not redirected:
+                challenges = response.headers.get_all("WWW-Authenticate", [])
+                response.close()
+                shown = await self._authorizer.renew(response.url.origin, challenges, shown)
+                renewed = True
+                continue
+            error = await self._refusal(what, response, with_credentials=shown is not None)
+            if not redirected:
+                raise error
+            await backoff.wait(error)  # a signed URL that expired between its making and its use: the next is fresh
+
+    async def read(self, what: str, path: str, accept: str, limit: int) -> tuple[bytes, HTTPMessage]:
+        """A small document, whole, and the answer's headers.
+
+        Raises:
+            LimitExceeded: It is over ``limit`` bytes.
+            NotFound, Unauthorized, Unavailable: It is not to be had.
+        """
+        backoff = self.backoff()
+        while True:
+            try:
+                async with await self.open(what, "GET", path, {"Accept": accept}, backoff) as response:
+                    data = b"" if (response.length or 0) > limit else await response.read(limit)
+                    if len(data) > limit or (response.length or 0) > limit:
+                        raise LimitExceeded(f"{what}, in bytes,", limit=limit, setting="image.max_manifest_size")
+                    return data, response.headers
+            except Broken as error:
+                await backoff.wait(error)
+
+    async def _send(self, method: str, path: str, headers: dict[str, str], shown: str | None, backoff: Backoff) -> Response:
+        if self._scheme is not None:
+            request = Request(method, self._url(self._scheme, path), headers, authorization=shown)
+            return await exchange(self._transport, request, backoff, self._settings)
+        return await self._send_unsure(method, path, headers, backoff)
+
+    async def _send_unsure(self, method: str, path: str, headers: dict[str, str], backoff: Backoff) -> Response:
+        """The first request to a loopback port: plain HTTP, and TLS if the answer is none, or is TLS's to plain HTTP.
+
+        Nothing secret goes along: credentials are shown only after a challenge, and that settles the scheme.
+        """
+        plain = Request(method, self._url("http", path), headers)
+        try:
+            response = await exchange(self._transport, plain, Backoff(self._settings, retries=0), self._settings)
+        except Unavailable as error:
+            failure = error
+        else:
+            if response.status != 400 or "Docker-Distribution-Api-Version" in response.headers:
+                self._scheme = "http"
+                return response
+            failure = Unavailable(f"{response.url.origin} answers {await explain(response)}")
+        try:
+            secure = Request(method, self._url("https", path), headers)
+            response = await exchange(self._transport, secure, Backoff(self._settings, retries=0), self._settings)
+        except Broken:
+            # No TLS there either: what plain HTTP said is the news, and worth the usual tries.
+            await backoff.wait(failure)
+            self._scheme = "http"
+            return await exchange(self._transport, plain, backoff, self._settings)
+        self._scheme = "https"
+        return response
+
+    def _origin(self, scheme: Scheme) -> Origin:
+        return self.endpoint.origin(scheme)
+
+    def _url(self, scheme: Scheme, path: str) -> Url:
+        return Url(self.endpoint.origin(scheme), f"/v2/{self.endpoint.repository}/{path}")
+
+    async def _refusal(self, what: str, response: Response, *, with_credentials: bool) -> CastoffError:
+        text = await explain(response)
+        host = self.endpoint.host if response.url.origin == self._origin(response.url.origin.scheme) else str(response.url.origin)
+        if response.status == 404:
+            return NotFound(f"{host} does not have {what}: {text}", hint="check name and tag")
+        if response.status in (401, 403):
+            hint = f"check the name, and what that account may read: docker login {host}"
+            return Unauthorized(f"{host} refuses {what}: {text}", hint=hint if with_credentials else f"docker login {host}")
+        return Unavailable(f"{host} does not give {what}: {text}")
