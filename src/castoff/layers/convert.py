@@ -11,24 +11,25 @@ directory with an index holds a whole, verified layer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from castoff import timeline
-from castoff.errors import DigestMismatch, Invalid, LimitExceeded
+from castoff.errors import DigestMismatch, Invalid, LimitExceeded, Unsupported
 from castoff.image.image import Layer
+from castoff.image.media import compression_of
 from castoff.image.verify import Verifier
+from castoff.layers import budget
 from castoff.layers.blocks import Blocks
 from castoff.layers.content import read_layer
 from castoff.layers.feed import Feed
 from castoff.layers.index import LayerIndex, Locations, write_index
-from castoff.layers.inflate import open_decompressor
+from castoff.layers.inflate import HEAD, Stream, open_decompressor, sniff
 from castoff.layers.pipeline import Buffer, Channel, Pipeline, Pool
 from castoff.layers.rows import Rows
 from castoff.layers.segment import STAGING, Segment
@@ -41,6 +42,8 @@ __all__ = ["convert"]
 _BUFFER = 1 << 20
 _BUFFERS = 6
 _STAGINGS = 3
+_COST = 16 << 20
+"""Bytes that a conversion has at once: pieces on their way in, the buffers above, igzip's own, stacks."""
 _RATIO_FROM = 1 << 30
 
 
@@ -59,21 +62,44 @@ async def convert(layer: Layer, blob: AsyncIterator[bytes], directory: Path, lim
         CastoffError: As ``blob`` raises.
     """
     with timeline.step("layers.convert", total=layer.size, layer=str(layer.diff_id)) as step:
-        conversion = _Conversion(layer, directory, limits)
-        pump = asyncio.create_task(conversion.pump(blob, step))
+        if compression_of(layer.media_type) is None:
+            raise Unsupported(f"layer {layer.digest} has the media type {layer.media_type!a}, which castoff does not know")
+        pieces = aiter(blob)
+        head = await _head(pieces, step)
         try:
-            await asyncio.wait((pump, conversion.done), return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
-                pump.result()  # raises what the blob raised
-                await asyncio.wait((conversion.done,))
-        except BaseException as error:
-            conversion.pipeline.stop(error)
+            stream = sniff(head, limits)
+            async with budget.shared.take(_COST + stream.window, limits.memory):
+                await _run(_Conversion(layer, directory, limits, stream), head, pieces, step)
+        except Invalid as error:
+            error.what = f"layer {layer.digest}: {error.what}"
             raise
-        finally:
-            await _settle(pump, conversion.done)
-            conversion.close()
-        if conversion.pipeline.error is not None:
-            raise conversion.pipeline.error
+
+
+async def _head(pieces: AsyncIterator[bytes], step: timeline.Step) -> bytes:
+    """As many pieces as tell how the blob is compressed."""
+    head = b""
+    while len(head) < HEAD and (piece := await anext(pieces, b"")):
+        head += piece
+    step.advance(len(head))
+    return head
+
+
+async def _run(conversion: _Conversion, head: bytes, pieces: AsyncIterator[bytes], step: timeline.Step) -> None:
+    """Feeds the conversion's threads until they have ended, well or not."""
+    pump = asyncio.create_task(conversion.pump(head, pieces, step))
+    try:
+        await asyncio.wait((pump, conversion.done), return_when=asyncio.FIRST_COMPLETED)
+        if pump.done():
+            pump.result()  # raises what the blob raised
+            await asyncio.wait((conversion.done,))
+    except BaseException as error:
+        conversion.pipeline.stop(error)
+        raise
+    finally:
+        await _settle(pump, conversion.done)
+        conversion.close()
+    if conversion.pipeline.error is not None:
+        raise conversion.pipeline.error
 
 
 async def _settle(pump: asyncio.Task[None], done: asyncio.Future[None]) -> None:
@@ -94,18 +120,19 @@ async def _settle(pump: asyncio.Task[None], done: asyncio.Future[None]) -> None:
 class _Conversion:
     """The stages of one conversion, and what they share."""
 
-    def __init__(self, layer: Layer, directory: Path, limits: Limits) -> None:
+    def __init__(self, layer: Layer, directory: Path, limits: Limits, stream: Stream) -> None:
         loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = loop.create_future()
         self.pipeline = Pipeline("layer", partial(loop.call_soon_threadsafe, self.done.set_result, None))
         self._layer = layer
         self._directory = directory
         self._limits = limits
+        self._stream = stream
         self._file = SegmentFile(directory / "segment", layer.size)
         self._feed = Feed(self.pipeline)
         self._pool = Pool(self.pipeline, _BUFFERS, _BUFFER)
         self._staging = Pool(self.pipeline, _STAGINGS, STAGING)
-        self._to_digest: Channel[Buffer | bytes] = self.pipeline.channel()
+        self._to_digest: Channel[Buffer | bytes | Invalid] = self.pipeline.channel()
         self._to_parse: Channel[Buffer] = self.pipeline.channel()
         self._to_write: Channel[Buffer] = self.pipeline.channel()
         self._rows: Rows | None = None
@@ -116,9 +143,10 @@ class _Conversion:
         self.pipeline.join()
         self._file.close()
 
-    async def pump(self, blob: AsyncIterator[bytes], step: timeline.Step) -> None:
+    async def pump(self, head: bytes, pieces: AsyncIterator[bytes], step: timeline.Step) -> None:
         """Hands the blob's pieces to the threads."""
-        async for piece in blob:
+        await self._feed.put(head)
+        async for piece in pieces:
             await self._feed.put(piece)
             step.advance(len(piece))
         self._feed.close()
@@ -131,23 +159,34 @@ class _Conversion:
         return piece
 
     def inflate(self) -> None:
-        """Decompresses the blob into buffers, each filled to its end (the parser wants whole blocks)."""
-        with self._named():
-            decompressor = open_decompressor(self._compressed, 8 << 20)
-            total = 0
-            while True:
-                buffer = self._pool.take()
-                filled = 0
-                while filled < _BUFFER and (count := decompressor.readinto(buffer.view[filled:])):
-                    filled += count
-                total += filled
-                self._check_size(total)
-                buffer.filled = filled
-                if filled:
-                    self._to_digest.put(buffer)
-                if filled < _BUFFER:
-                    break
+        """Decompresses the blob into buffers.
+
+        A stream that is broken is blamed only when the blob is the one that its digest names: the rest of it is hashed first.
+        """
+        try:
+            self._decompress()
             self._to_digest.close()
+        except LimitExceeded:
+            raise
+        except Invalid as error:
+            while self._compressed() is not None:
+                pass
+            self._to_digest.put(error)
+
+    def _decompress(self) -> None:
+        """Fills buffers to their ends (the parser wants whole blocks) but for the stream's last."""
+        decompressor = open_decompressor(self._stream, self._compressed)
+        total = 0
+        filled = _BUFFER
+        while filled == _BUFFER:
+            buffer = self._pool.take()
+            filled = 0
+            while filled < _BUFFER and (count := decompressor.readinto(buffer.view[filled:])):
+                filled += count
+            total += filled
+            self._check_size(total)
+            buffer.filled = filled
+            self._to_digest.put(buffer)
 
     def _check_size(self, total: int) -> None:
         limits = self._limits
@@ -158,27 +197,37 @@ class _Conversion:
 
     def digest(self) -> None:
         """Hashes what was compressed and what was not; the parser learns of the stream's end only if both are right."""
-        with self._named():
-            layer = self._layer
-            blob = Verifier(f"blob {layer.digest}", layer.digest, layer.size)
-            tar = hashlib.sha256()
-            while (item := self._to_digest.get()) is not None:
-                if isinstance(item, Buffer):
+        layer = self._layer
+        blob = Verifier("its blob", layer.digest, layer.size)
+        tar = hashlib.sha256()
+        once = not self._stream.compression and layer.digest == layer.diff_id
+        while (item := self._to_digest.get()) is not None:
+            if isinstance(item, Buffer):
+                if not once:
                     tar.update(item.view[: item.filled])
-                    self._to_parse.put(item)
-                else:
-                    blob.update(item)
-            blob.finish()
-            if tar.hexdigest() != layer.diff_id.hex:
-                raise DigestMismatch("the uncompressed tar", expected=str(layer.diff_id), actual=f"sha256:{tar.hexdigest()}")
-            self._to_parse.close()
+                self._to_parse.put(item)
+            elif isinstance(item, Invalid):
+                blob.finish()
+                raise item
+            else:
+                blob.update(item)
+                self._feed.release(len(item))
+        blob.finish()
+        if not once and tar.hexdigest() != layer.diff_id.hex:
+            raise DigestMismatch("its uncompressed tar", expected=str(layer.diff_id), actual=f"sha256:{tar.hexdigest()}")
+        self._to_parse.close()
 
     def parse(self) -> None:
-        """Reads the tar; assembles the segment."""
-        with self._named():
-            blocks = Blocks(self._to_parse, self._pool)
+        """Reads the tar and assembles the segment; a broken tar, too, is blamed only when the digests were right."""
+        blocks = Blocks(self._to_parse, self._pool)
+        try:
             self._rows = read_layer(blocks, Segment(self._to_write, self._staging), self._limits)
-            self._to_write.close()
+        except LimitExceeded:
+            raise
+        except Invalid:
+            blocks.drain()
+            raise
+        self._to_write.close()
 
     def write(self) -> None:
         """Writes the segment, and at last the index."""
@@ -194,17 +243,6 @@ class _Conversion:
             sync(self._directory)
         except OSError as error:
             raise translate(error, path) from error
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Says of which layer an error is."""
-        try:
-            yield
-        except (LimitExceeded, DigestMismatch) as error:
-            error.what = f"layer {self._layer.digest}: {error.what}"
-            raise
-        except Invalid as error:
-            raise Invalid(f"layer {self._layer.digest}: {error.what}", hint=error.hint) from error
 
 
 def sync(directory: Path) -> None:

@@ -48,14 +48,14 @@ class Feed:
         Raises:
             Stopped: The pipeline was stopped.
         """
-        piece = self._pieces.get()
-        if piece is None:
-            return None
+        return self._pieces.get()
+
+    def release(self, count: int) -> None:
+        """``count`` bytes of pieces that were got are done with, so that as many may come in."""
         with self._lock:
-            self._queued -= len(piece)
+            self._queued -= count
             wake = self._waiting and self._queued < _LOW
             if wake:
                 self._waiting = False
         if wake:
             self._loop.call_soon_threadsafe(self._room.set)
-        return piece

@@ -273,7 +273,7 @@ def decode_index(data: bytes, limits: Limits | None = None) -> LayerIndex:
         raise Invalid(f"the layer index is of version {version}; this castoff reads version {VERSION}")
     if blake3(view[:_DIGEST_AT]).update(view[_HEADER.size :]).digest() != digest:
         raise Invalid("the layer index is damaged: its own checksum is wrong", hint="remove the layer and convert it again")
-    if entries > limits.max_entries or extents > 2 * limits.max_entries or max(directories, sets) > 2 * entries + 1:
+    if entries > limits.max_entries or extents > 2 * limits.max_entries or max(directories, sets) > limits.max_entries + 1:
         raise Invalid(f"the layer index has {entries} entries and {extents} extents; {limits.max_entries} entries are allowed")
     if chunk_size != CHUNK or segment_size % BLOCK or segment_size > 1 << 44 or chunks != -(-segment_size // chunk_size):
         raise Invalid(f"the layer index has {chunks} chunks of {chunk_size} bytes for {segment_size} bytes")

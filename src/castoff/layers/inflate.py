@@ -7,18 +7,24 @@ types say gzip of a plain tar.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
 
-from castoff.errors import Invalid
+from castoff.errors import Invalid, LimitExceeded
+from castoff.layers.settings import Limits
 
-__all__ = ["Decompressor", "open_decompressor", "zstd_window"]
+__all__ = ["HEAD", "Decompressor", "Stream", "open_decompressor", "sniff"]
+
+HEAD = 18
+"""Bytes at a stream's start that tell its compression and window (zstd's longest frame header)."""
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = b"\x2a\x4d\x18"
 _INPUT = 256 << 10
 _MAX_GZIP_HEADER = 1 << 20
-_ZSTD_WINDOW = 8 << 20
-_MAX_ZSTD_WINDOW = 128 << 20
+_WINDOW = 8 << 20
+"""Bytes: the least that zstd decoders should allow (RFC 8878, 3.1.1.1.2); later frames may want it."""
 
 
 class Decompressor(Protocol):
@@ -32,9 +38,9 @@ class Decompressor(Protocol):
 class _Input:
     """The compressed stream as the file that igzip and zstandard want; ``get`` yields its pieces, None at the end."""
 
-    def __init__(self, get: Callable[[], bytes | None], first: bytes) -> None:
+    def __init__(self, get: Callable[[], bytes | None]) -> None:
         self._get = get
-        self._piece = first
+        self._piece = b""
         self._at = 0
 
     def _more(self) -> bool:
@@ -72,36 +78,46 @@ def _ended() -> None:
     return None
 
 
-def zstd_window(head: bytes) -> int:
-    """Bytes that the decoder of a zstd stream starting with ``head`` keeps; 0 for other streams."""
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a blob is, by its first bytes."""
+
+    compression: Literal["", "gzip", "zstd"]
+    window: int = 0
+    """Bytes that its decoder keeps besides small change."""
+
+
+def sniff(head: bytes, limits: Limits) -> Stream:
+    """Tells how a blob that starts with ``head`` (at least ``HEAD`` bytes, if there are so many) is compressed.
+
+    Raises:
+        Invalid: Its zstd header is broken.
+        LimitExceeded: Its zstd window is over the limit.
+    """
+    if head.startswith(_GZIP):
+        return Stream("gzip")
+    if head[1:4] == _SKIPPABLE and head[0] & 0xF0 == 0x50:  # a zstd stream may begin with one (zstd:chunked, pzstd)
+        return Stream("zstd", _WINDOW)
     if not head.startswith(_ZSTD):
-        return 0
+        return Stream("")
     import zstandard
 
     try:
-        return zstandard.get_frame_parameters(head[:18]).window_size
+        window = zstandard.get_frame_parameters(head[:HEAD]).window_size
     except zstandard.ZstdError as error:
-        raise Invalid(f"not a zstd stream: {error}") from error
+        raise Invalid(f"not a sound zstd stream: {error}") from error
+    if window > limits.max_window:
+        raise LimitExceeded(f"its zstd window of {window} bytes", limit=limits.max_window, setting="layers.max_window")
+    return Stream("zstd", max(window, _WINDOW))
 
 
-def open_decompressor(get: Callable[[], bytes | None], window: int) -> Decompressor:
-    """The decompressor for the blob whose pieces ``get`` yields (None at the end).
-
-    Args:
-        get: Blocks until the next piece is there.
-        window: The most that a zstd frame may make the decoder keep.
-
-    Raises:
-        Invalid: The blob is empty.
-    """
-    head = b""
-    while len(head) < 18 and (piece := get()) is not None:
-        head += piece
-    source = _Input(get, head)
-    if head.startswith(_GZIP):
+def open_decompressor(stream: Stream, get: Callable[[], bytes | None]) -> Decompressor:
+    """The decompressor for the blob whose pieces ``get`` yields: it blocks until the next is there, None is the end."""
+    source = _Input(get)
+    if stream.compression == "gzip":
         return _Gzip(source)
-    if head.startswith(_ZSTD):
-        return _Zstd(source, window)
+    if stream.compression == "zstd":
+        return _Zstd(source, stream.window)
     return source
 
 
@@ -111,7 +127,7 @@ class _Gzip:
     def __init__(self, source: _Input) -> None:
         from isal import igzip_lib, isal_zlib
 
-        self._errors: tuple[type[Exception], ...] = (OSError, igzip_lib.error)
+        self._errors = (OSError, cast("type[Exception]", igzip_lib.error))  # its stub has it as an instance
         # The reader behind isal.igzip.IGzipFile: unlike that file and unlike decompressobj it writes into the caller's
         # buffer, so that nothing is allocated or copied for each piece.
         self._read = isal_zlib._GzipReader(source, _INPUT).readinto  # type: ignore[arg-type]

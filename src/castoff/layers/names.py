@@ -78,7 +78,8 @@ class Names:
         """Counts ``count`` bytes of strings against the layer's limit."""
         self._budget -= count
         if self._budget < 0:
-            raise LimitExceeded("bytes of names and attributes", limit=self._limits.max_strings, setting="layers.max_strings")
+            limit = self._limits.max_strings
+            raise LimitExceeded("bytes of paths, links and attributes", limit=limit, setting="layers.max_strings")
 
     def _spell(self, head: bytes) -> int:
         """Looks up a directory spelled in a new way."""
@@ -93,6 +94,8 @@ class Names:
         known = self._known.get(path)
         if known is None:
             known = self._known[path] = len(self._known)
+            if known > self._limits.max_entries:
+                raise LimitExceeded("directories of the layer", limit=self._limits.max_entries, setting="layers.max_entries")
             self.spend(len(path))
             self.directory_pool += path
             self.directory_offsets.append(len(self.directory_pool))

@@ -23,6 +23,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_header: int = 4 << 20
     """Bytes of one entry's extended header: a pax header, a GNU long name, a sparse map."""
     max_strings: int = 128 << 20
-    """Bytes of all distinct directory paths, names, link targets and attributes of one layer together."""
+    """Bytes of all distinct directory paths, link targets and attributes of one layer together."""
+    max_window: int = 128 << 20
+    """Bytes that a zstd stream may make its decoder keep; `zstd --long` asks for 128 MiB, other streams for 8 or less."""
     memory: int = 112 << 20
     """Bytes of buffers that all conversions of this process may have at once; the next ones wait for their turn."""

@@ -136,6 +136,8 @@ def read_entries(blocks: Blocks, limits: Limits) -> Iterator[Entry]:
         entry.mtime_ns = 0
         entry.link = b""
         entry.regions = entry.xattrs = None
+        if entry.size < 0:
+            raise Invalid(f"{show(entry.name)} has a negative size")
         if extended is not None or kind != 0x30:
             if not _complete(entry, header, extended, blocks, limits):
                 extended = None
@@ -144,7 +146,7 @@ def read_entries(blocks: Blocks, limits: Limits) -> Iterator[Entry]:
         else:
             entry.kind = Kind.FILE
             entry.stored = entry.size
-        if not 0 <= entry.size <= _MAX_SIZE:
+        if entry.size > _MAX_SIZE:
             raise Invalid(f"{show(entry.name)} has {entry.size} bytes; ext4 allows {_MAX_SIZE}")
         yield entry
         blocks.align()
@@ -175,6 +177,8 @@ def _complete(entry: Entry, header: bytes, extended: _Extended | None, blocks: B
     if extended:
         _apply(entry, extended, records, limits)
     if entry.type == ord("V"):
+        blocks.skip(entry.size)
+        blocks.align()
         return False
     if entry.type == 0 and entry.name.endswith(b"/"):
         entry.type = 0x35  # V7 had no type for directories
@@ -250,6 +254,8 @@ def _sparse(
         if records.get(b"GNU.sparse.major") == b"1":
             used, regions = sparse.pax_1(blocks.header, limits.max_entries)
             entry.stored -= used
+            if entry.stored < 0:
+                raise Invalid(f"{show(entry.name)}: a sparse map is longer than the entry's data")
         elif text is not None:
             regions = sparse.pax_0(text)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -97,8 +98,18 @@ class SegmentFile:
         if data:
             self._reserve(offset + len(data))
             while data:
-                written = os.pwrite(self._descriptor, data, offset)
+                written = self._pwrite(data, offset)
                 data, offset = data[written:], offset + written
+
+    def _pwrite(self, data: memoryview, offset: int) -> int:
+        try:
+            return os.pwrite(self._descriptor, data, offset)
+        except OSError as error:
+            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                raise
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)  # opened so, but larger sectors, or FUSE
+            return os.pwrite(self._descriptor, data, offset)
 
     def _fill(self, end: int) -> None:
         """Ends a run of zero chunks before ``end``: a hole when it is long, else zeros."""
@@ -112,7 +123,7 @@ class SegmentFile:
         self._reserve(end)
         zeros = Buffer(CHUNK).view
         for at in range(start, end, CHUNK):
-            os.pwrite(self._descriptor, zeros[: min(CHUNK, end - at)], at)
+            self._pwrite(zeros[: min(CHUNK, end - at)], at)
 
     def _reserve(self, end: int) -> None:
         if end <= self._reserved:
