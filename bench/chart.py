@@ -45,9 +45,7 @@ def _contenders(rows: Sequence[Row]) -> tuple[int, list[str]]:
         return 0, []
     longest = max(tree + mke2fs for tree, mke2fs in found.values())
     scale = (_WIDTH - _LEFT - 90) / longest
-    parts = [
-        _text(20, 34, "Image reference to bootable rootfs, cold, seconds (dark: mke2fs -d)".replace("dark", "light"), css="t")
-    ]
+    parts = [_text(20, 34, "Image reference to bootable rootfs, cold, seconds (light: mke2fs -d)", css="t")]
     for number, (name, (tree, mke2fs)) in enumerate(sorted(found.items(), key=lambda item: sum(item[1]))):
         y = 52 + number * _ROW
         parts.append(_text(_LEFT - 10, y + 13, name, anchor="end"))

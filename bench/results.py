@@ -122,6 +122,17 @@ def to_json(rows: Sequence[Row], *, command: str, seconds: float) -> str:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(seconds),
         "environment": environment(),
-        "rows": [asdict(row) | {"verdict": row.verdict} for row in rows],
+        "rows": [_rounded(asdict(row) | {"verdict": row.verdict}) for row in rows],
     }
     return json.dumps(value, indent=2) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """The same with floats of five digits: more would only be noise."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return value
