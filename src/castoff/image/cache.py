@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from castoff.errors import CastoffError, Unavailable
@@ -93,15 +92,15 @@ def _read(path: Path) -> bytes | None:
 def _write(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+        new = path.with_name(f".new-{os.urandom(8).hex()}")  # not tempfile's: 5 ms of imports on the way of a warm create
         try:
-            with os.fdopen(fd, "wb") as file:
+            with new.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            new.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             raise
         _sync_directory(path.parent)
     except OSError as error:

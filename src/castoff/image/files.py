@@ -18,7 +18,7 @@ from typing import Protocol
 from castoff.errors import Invalid, NotFound, Unavailable
 from castoff.image.ahead import PIECE, read_ahead
 
-__all__ = ["DirectoryFiles", "Files", "Span", "open_regular", "read_span", "stream_span"]
+__all__ = ["DirectoryFiles", "Files", "Span", "open_regular", "read_pieces", "read_span", "stream_span"]
 
 _BATCH = 4 * PIECE
 
@@ -39,6 +39,10 @@ class Files(Protocol):
     what: str
     """The whole, for errors."""
 
+    async def prepare(self) -> None:
+        """Comes before the first ``open``; may take its time."""
+        ...
+
     def open(self, name: str) -> AbstractContextManager[Span | None]:
         """The file of that name; None: there is none."""
         ...
@@ -52,6 +56,9 @@ class DirectoryFiles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.what = str(directory)
+
+    async def prepare(self) -> None:
+        """A directory is its own index."""
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Span | None]:
@@ -110,6 +117,12 @@ def stream_span(span: Span) -> AsyncGenerator[bytes, None]:
     """
     starts = iter(range(0, span.size, _BATCH))
     return read_ahead(lambda: _read_batch(span, next(starts, span.size), _BATCH))
+
+
+def read_pieces(span: Span) -> Iterator[bytes]:
+    """The span's bytes in pieces, blocking; raises as :func:`stream_span` does."""
+    for start in range(0, span.size, PIECE):
+        yield from _read_batch(span, start, PIECE)
 
 
 def _read_batch(span: Span, start: int, length: int) -> list[bytes]:

@@ -42,6 +42,7 @@ class LayoutSource:
 
     async def resolve(self, platform: Platform) -> Image:
         with step("image.layout", reference=str(self._reference)):
+            await self._files.prepare()
             return await read_image(str(self._reference), self._root(), self._fetch, platform)
 
     @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from castoff.errors import Invalid, NotFound
+from castoff.errors import NotFound
 from castoff.image.reference import LayoutReference, Reference
 from castoff.image.settings import ImageSettings
 from castoff.image.source import ImageSource
@@ -28,11 +28,19 @@ def open_source(reference: Reference, settings: ImageSettings, cache: Path) -> I
         from castoff.image.registry import RegistrySource
 
         return RegistrySource(reference, settings, cache)
-    if reference.kind == "oci":
-        from castoff.image.files import DirectoryFiles
-        from castoff.image.layout import LayoutSource
+    if reference.kind == "docker-archive":
+        from castoff.image.docker_archive import DockerArchiveSource
+        from castoff.image.tar_files import TarFiles
 
-        if not reference.path.is_dir():
-            raise NotFound(f"{reference.path} is not a directory", hint="oci: names an OCI layout; oci-archive: a tar of one")
-        return LayoutSource(reference, DirectoryFiles(reference.path), settings)
-    raise Invalid(f"{reference.kind} is not read yet", hint="use an OCI layout")
+        return DockerArchiveSource(reference, TarFiles(reference.path, settings, cache), settings)
+    from castoff.image.layout import LayoutSource
+
+    if reference.kind == "oci-archive":
+        from castoff.image.tar_files import TarFiles
+
+        return LayoutSource(reference, TarFiles(reference.path, settings, cache), settings)
+    from castoff.image.files import DirectoryFiles
+
+    if not reference.path.is_dir():
+        raise NotFound(f"{reference.path} is not a directory", hint="oci: names an OCI layout; oci-archive: a tar of one")
+    return LayoutSource(reference, DirectoryFiles(reference.path), settings)

@@ -14,7 +14,7 @@ from castoff.image.image import Image, Layer, Platform
 from castoff.image.manifest import Descriptor, Index, Manifest, decode, read_digest
 from castoff.image.platforms import fitness, listing
 
-__all__ = ["Fetch", "read_image"]
+__all__ = ["Fetch", "read_image", "wrong_platform"]
 
 MAX_DEPTH = 4
 """Indexes within indexes."""
@@ -98,11 +98,13 @@ async def read_image(reference: str, root: Digest | Index, fetch: Fetch, asked: 
             return await walk.index(f"index of {reference}", root)
         return await walk.document(root, None, 0)
     except _WrongPlatform as error:
-        there = f"it has {listing(error.offered)}" if error.offered else "it has none at all"
-        raise NotFound(
-            f"{reference} has no image for {asked}: {there}",
-            hint="choose another image, or build it for this platform",
-        ) from None
+        raise wrong_platform(reference, asked, error.offered) from None
+
+
+def wrong_platform(reference: str, asked: Platform, offered: Sequence[Platform]) -> NotFound:
+    """The error for an image that is made for other platforms than the one asked for."""
+    there = f"it has {listing(offered)}" if offered else "it has none at all"
+    return NotFound(f"{reference} has no image for {asked}: {there}", hint="choose another image, or build it for this platform")
 
 
 def _sort(index: Index, asked: Platform, offered: list[Platform]) -> tuple[list[Descriptor], list[Descriptor]]:
