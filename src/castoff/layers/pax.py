@@ -67,8 +67,9 @@ def timestamp(key: bytes, value: bytes) -> tuple[int, int]:
 def xattrs(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
     """The extended attributes among ``records``, by whole name.
 
-    star, GNU tar, Go and libarchive write ``SCHILY.xattr.NAME`` with the raw value; libarchive adds
-    ``LIBARCHIVE.xattr.NAME`` with the name percent-encoded and the value in base64 without padding.
+    star, GNU tar, Go and libarchive write ``SCHILY.xattr.NAME`` with the raw value, GNU tar and libarchive with ``%`` and
+    ``=`` of the name escaped (Go's archive/tar does not know of that); libarchive adds ``LIBARCHIVE.xattr.NAME`` with the
+    name percent-encoded and the value in base64 without padding.
     """
     found: dict[bytes, bytes] = {}
     for key, value in records.items():
@@ -78,5 +79,5 @@ def xattrs(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
             except binascii.Error as error:
                 raise Invalid(f"the pax record {show(key)} is not base64") from error
         elif key.startswith(_SCHILY):
-            found[key[len(_SCHILY) :]] = value
+            found[key[len(_SCHILY) :].replace(b"%3D", b"=").replace(b"%25", b"%")] = value
     return found
