@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -9,16 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castoff.config import Config, load
+from castoff.errors import Conflict
 from castoff.image.image import Image, Layer, Platform
-from castoff.machine.model import MachineRequest
+from castoff.machine.model import MachineRequest, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.rootfs.context import ProviderContext
 from castoff.store.store import Store
 
 if TYPE_CHECKING:
+    from castoff.build import BuiltRootfs
     from castoff.machine.machine import Machine
+    from castoff.store.usage import Usage
 
-__all__ = ["BuiltRootfs", "Host", "InspectedImage"]
+__all__ = ["Host", "InspectedImage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +34,6 @@ class InspectedImage:
     """For each layer, whether it is here, converted and complete."""
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltRootfs:
-    """A root filesystem that is ready to boot from."""
-
-    image: Image
-    provider: str
-    size: int
-    """Bytes of the filesystem."""
-    name: str
-    """What the store keeps it under; empty where it is none of the store's."""
-    file: Path | None
-    """Where it was written to; None where it stays in the store."""
-
-
 class Host:
     """This host's images, root filesystems and machines, over one state directory. Made by :meth:`open`.
 
@@ -53,11 +43,13 @@ class Host:
         machines: The records of its machines.
     """
 
-    def __init__(self, config: Config, store: Store) -> None:
+    def __init__(self, config: Config, store: Store, notice: Callable[[str], None] = lambda line: None) -> None:
         self.config = config
         self.store = store
         self.machines = MachineRecords(store.machines)
         self.providers = ProviderContext(store, config.rootfs)
+        self._notice = notice
+        self._sweeping: asyncio.Task[None] | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -76,7 +68,12 @@ class Host:
             Invalid: A configuration file is broken.
         """
         config = config or load(state=None if state is None else Path(state))
-        yield cls(config, Store.open(config.state if state is None else Path(state), config.store, notice=notice))
+        host = cls(config, Store.open(config.state if state is None else Path(state), config.store, notice=notice), notice)
+        try:
+            yield host
+        finally:
+            if host._sweeping is not None:
+                await host._sweeping
 
     async def run(self, image: str, *, command: Sequence[str] = (), **more: Any) -> Machine:
         """Starts a machine that runs a command of an image.
@@ -95,7 +92,18 @@ class Host:
         """Starts the machine that ``request`` asks for; see :meth:`run`."""
         from castoff.create import create
 
-        return await create(request, config=self.config, store=self.store, providers=self.providers, records=self.machines)
+        if request.name is not None:
+            await self._sweep()  # a machine that was left behind must not keep its name
+        try:
+            return await create(request, config=self.config, store=self.store, providers=self.providers, records=self.machines)
+        finally:
+            if self._sweeping is None:  # only now: the guest boots, and nobody waits for this
+                self._sweeping = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        from castoff.machine.leftovers import sweep
+
+        await sweep(self.machines, self.config.vmm, self.providers, self._notice)
 
     async def inspect(self, image: str, *, platform: Platform | None = None) -> InspectedImage:
         """Resolves an image's reference and looks which of its layers are here. Fetches no layer.
@@ -122,9 +130,32 @@ class Host:
         Raises:
             CastoffError: It could not be made; nothing is left of the attempt but whole layers.
         """
-        from castoff.machine.build import build_rootfs
+        from castoff.build import build_rootfs
 
-        return await build_rootfs(image, size=size, output=output, platform=platform)
+        return await build_rootfs(
+            image, size=size, output=output, platform=platform, config=self.config, store=self.store, providers=self.providers
+        )
+
+    async def usage(self) -> Usage:
+        """What the store holds, what it takes on disk, and who needs it."""
+        from castoff.store.usage import store_usage
+
+        return await asyncio.to_thread(store_usage, self.store.root, free=self.store.free(), limit=self.config.store.size_limit)
+
+    async def remove(self, name_or_id: str, *, force: bool = False) -> None:
+        """Removes a machine: one that ended, or with ``force`` one that runs.
+
+        Raises:
+            NotFound: There is none of that name or id.
+            Conflict: It runs.
+        """
+        from castoff.machine.leftovers import end_machine, remove_machine
+
+        record = await asyncio.to_thread(self.machines.get, name_or_id)
+        if not force and record.state != MachineState.EXITED and record.owner.alive():
+            raise Conflict(f"machine {record.id} runs", hint="stop its command, or use --force")
+        await end_machine(record, self.machines, self.config.vmm)
+        await remove_machine(record, self.machines, self.providers)
 
     def _is_present(self, layer: Layer) -> bool:
         found = self.store.layer(layer.diff_id)

@@ -20,6 +20,7 @@ COMMANDS = {
     "run": "Run a command in a new machine made from an image.",
     "rootfs": "Build, list, show, remove and verify bootable root filesystems.",
     "image": "Look at images and what of them is here.",
+    "machine": "List machines, and remove those that were kept.",
     "store": "Look after what castoff keeps on this host.",
     "timeline": "Draw stored timelines, several side by side.",
     "doctor": "Tell what this host can do, what it gives and how to get the rest.",
@@ -152,6 +153,9 @@ def _failed(error: Exception, shared: Globals) -> int:
         import traceback
 
         traceback.print_exception(error)
+    console = getattr(error, "console", "")  # of a machine that was lost: castoff.machine.machine.MachineLost
+    if console:
+        print("\n".join(f"console: {line}" for line in console.splitlines()), file=sys.stderr)
     _say(line_of(error), shared)
     return _own(code_of(error), shared)
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from castoff.cli.loop import signals_to
 from castoff.cli.terminal import ESCAPES, output_size, raw, read_input, write_output
+from castoff.errors import CastoffError
+from castoff.timeline import step
 
 if TYPE_CHECKING:
     from castoff.machine.machine import Machine
@@ -113,9 +115,15 @@ class _Attached:
         self._spawn(self._machine.resize(columns=columns, rows=rows))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(_while_it_runs(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _while_it_runs(work: Coroutine[Any, Any, None]) -> None:
+    """What is sent to a machine that has just ended fails; that it ended, its output's end tells."""
+    with contextlib.suppress(CastoffError):
+        await work
 
 
 async def attach(machine: Machine, *, interactive: bool, tty: bool) -> int:
@@ -128,7 +136,8 @@ async def attach(machine: Machine, *, interactive: bool, tty: bool) -> int:
         BrokenPipeError: Whoever read the output is gone.
         CastoffError: The machine was lost.
     """
-    return await _Attached(machine, interactive=interactive, tty=tty).run()
+    with step("cli.attach", machine=machine.id):
+        return await _Attached(machine, interactive=interactive, tty=tty).run()
 
 
 async def follow_console(path: Path) -> None:

@@ -17,7 +17,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Finding", "containerd", "fanotify", "firecracker", "fuse", "mkfs_xfs", "qemu", "tap"]
+from castoff.errors import CastoffError
+from castoff.store.store import Store
+from castoff.vmm.kernel import Kernel, find_kernel
+from castoff.vmm.probe import kvm_runs
+from castoff.vmm.settings import VmmSettings
+
+__all__ = ["Finding", "containerd", "fanotify", "firecracker", "fuse", "kernel", "kvm", "mkfs_xfs", "qemu", "reflink", "tap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +47,59 @@ class Finding:
     needed: bool = False
 
 
-def qemu() -> Finding:
+def qemu(binary: str) -> Finding:
     """QEMU, the VMM that runs anywhere."""
     gives = "runs machines, with KVM or by emulation"
-    path = shutil.which("qemu-system-x86_64")
+    path = shutil.which(binary)
     if path is None:
-        return Finding("qemu", False, "qemu-system-x86_64 is not installed", gives, "apt install qemu-system-x86", needed=True)
+        return Finding("qemu", False, f"{binary} is not installed", gives, "apt install qemu-system-x86", needed=True)
     return Finding("qemu", True, f"{path}, {_first_line([path, '--version'])}", gives, needed=True)
 
 
-def firecracker() -> Finding:
+def firecracker(binary: str, jailer_binary: str) -> Finding:
     """Firecracker and its jailer."""
     gives = "runs machines with less memory and a smaller attack surface (--vmm firecracker); needs KVM"
     how = "put `firecracker` and `jailer` of a release (github.com/firecracker-microvm/firecracker/releases) on PATH"
-    path = shutil.which("firecracker")
+    path = shutil.which(binary)
     if path is None:
         return Finding("firecracker", False, "not on PATH", gives, how)
-    jailer = shutil.which("jailer")
+    jailer = shutil.which(jailer_binary)
     with_jailer = f", jailer {jailer}" if jailer else ", no jailer (root wants one)"
     return Finding("firecracker", True, f"{path}, {_first_line([path, '--version'])}{with_jailer}", gives, "" if jailer else how)
+
+
+async def kernel(settings: VmmSettings, cache: Path) -> tuple[Finding, Kernel | None]:
+    """The guests' kernel; where there is none yet, whether one could be had, without fetching it."""
+    gives = "boots machines"
+    try:
+        found = await find_kernel(settings, cache)
+    except CastoffError as error:
+        return Finding("kernel", False, error.what, gives, error.hint, needed=True), None
+    return Finding("kernel", True, f"{found.version}, {found.path}", gives, needed=True), found
+
+
+async def kvm(settings: VmmSettings, guest: Kernel | None, state: Path) -> Finding:
+    """Whether KVM runs a stock kernel, fast: told by booting one."""
+    gives = "runs machines at the processor's own speed; emulation is some 10 times slower"
+    how = "load kvm_intel or kvm_amd; in a cloud, take a machine with nested virtualisation or a bare metal one"
+    if guest is None:
+        return Finding("kvm", False, "not tried: there is no kernel to boot", gives, how)
+    try:
+        probe = await kvm_runs(settings, guest.path, state)
+    except CastoffError as error:
+        return Finding("kvm", False, error.what, gives, error.hint or how)
+    return Finding("kvm", probe.usable, probe.reason, gives, "" if probe.usable else how)
+
+
+def reflink(store: Store) -> Finding:
+    """Whether files of the store share extents."""
+    gives = "composes and clones root filesystems in a millisecond, without copying"
+    if store.reflink:
+        kind = "an XFS in a file of its own" if store.backing.kind == "loop" else "the filesystem of the state directory"
+        return Finding("reflink", True, f"{store.root} is on {kind}", gives)
+    return Finding(
+        "reflink", False, store.backing.why, gives, "put --state on XFS or btrfs, or run as root with xfsprogs installed"
+    )
 
 
 def mkfs_xfs() -> Finding:
@@ -139,7 +179,7 @@ def tap() -> Finding:
 def containerd(address: Path) -> Finding:
     """Whether a containerd answers where the settings say."""
     gives = "the containerd provider: pull and snapshots by it (--rootfs containerd)"
-    how = "apt install containerd; or set rootfs.containerd_address"
+    how = "apt install containerd; or set rootfs.containerd.socket"
     if not address.exists():
         return Finding("containerd", False, f"no socket at {address}", gives, how)
     with socket.socket(socket.AF_UNIX) as probe:

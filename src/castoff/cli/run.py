@@ -23,6 +23,7 @@ from castoff.vmm.vmm import PortForward
 if TYPE_CHECKING:
     from castoff.host import Host
     from castoff.machine.machine import Machine
+    from castoff.vmm.channel import Exit
 
 __all__ = ["command"]
 
@@ -71,9 +72,22 @@ def command(shared: Globals, /, *, console: bool, timeline_file: str | None, **o
 
         async with await host.create(request) as machine, _console(machine, shown=console):
             progress.stop()
-            return await attach(machine, interactive=request.interactive, tty=request.tty)
+            code = await attach(machine, interactive=request.interactive, tty=request.tty)
+            if machine.exit is not None:
+                _explain(shared, machine.exit)
+            return code
 
     return on_host(shared, work, progress=progress, timeline_file=timeline_file, title=request.image)
+
+
+def _explain(shared: Globals, ended: Exit) -> None:
+    """What an exit code alone does not tell."""
+    if ended.message:
+        shared.note(ended.message)
+    elif ended.out_of_memory and ended.code:
+        shared.note(
+            f"the machine ran out of memory and its kernel killed a process (exit {ended.code}); give it more with --memory"
+        )
 
 
 def _request(

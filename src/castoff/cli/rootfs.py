@@ -1,0 +1,120 @@
+"""``castoff rootfs``: root filesystems that machines boot from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castoff.cli.app import Group
+from castoff.cli.exits import printable
+from castoff.cli.globals import Globals
+from castoff.cli.parameters import parse_platform, parse_size
+from castoff.cli.session import on_host
+from castoff.cli.text import columns, duration, size
+from castoff.errors import Conflict, NotFound
+from castoff.image.image import Platform
+
+if TYPE_CHECKING:
+    from castoff.build import BuiltRootfs
+    from castoff.host import Host
+    from castoff.store.usage import RootfsUsage
+
+__all__ = ["command"]
+
+
+@click.group(cls=Group)
+def command() -> None:
+    """Build, list, show, remove and verify bootable root filesystems."""
+
+
+@command.command()
+@click.argument("image")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it to a file too.")
+@click.option("--size", "wanted", type=parse_size, metavar="SIZE", help="Size of the filesystem, like 8G.")
+@click.option("--platform", type=parse_platform, metavar="OS/ARCH", help="Platform of the image.")
+@click.option("--timeline", "timeline_file", metavar="FILE", help="Write the timeline as JSON; - draws it on stderr.")
+@click.pass_obj
+def build(
+    shared: Globals, image: str, output: Path | None, wanted: int | None, platform: Platform | None, timeline_file: str | None
+) -> None:
+    """Make the root filesystem of an image: a bootable ext4, shared with the layers that it is made of."""
+
+    def work(host: Host) -> Any:
+        return host.build_rootfs(image, size=wanted, output=output, platform=platform)
+
+    built: BuiltRootfs = on_host(shared, work, timeline_file=timeline_file, title=image)
+    answer = {
+        "reference": built.image.reference,
+        "image": str(built.image.digest),
+        "platform": str(built.image.platform),
+        "provider": built.provider,
+        "path": built.path and str(built.path),
+        "size": built.size,
+    }
+    shared.answer(answer, lambda: str(built.path or ""))
+
+
+@command.command("list")
+@click.pass_obj
+def list_(shared: Globals) -> None:
+    """List the root filesystems that are here, with what each takes on disk of its own."""
+    found = on_host(shared, _all)
+    heads = ("NAME", "IMAGE", "SIZE", "OWN", "MACHINES", "USED")
+    rows = [
+        (_short(one.name), printable(one.reference), size(one.size), size(one.own), str(len(one.machines)), _ago(one.last_used))
+        for one in found
+    ]
+    shared.answer([_as_json(one) for one in found], lambda: columns(rows, heads=heads, right=(2, 3, 4)))
+
+
+@command.command()
+@click.argument("name")
+@click.pass_obj
+def show(shared: Globals, name: str) -> None:
+    """Show one: NAME is the beginning of its name, or an image's reference or digest."""
+    one = on_host(shared, lambda host: _one(host, name))
+    facts = [
+        ("name", one.name),
+        ("image", printable(one.reference)),
+        ("digest", one.image),
+        ("provider", one.provider),
+        ("size", size(one.size)),
+        ("on disk", f"{size(one.allocated)}, {size(one.own)} of it shared with nothing"),
+        ("made", f"{_ago(one.created)} ago"),
+        ("used", f"{_ago(one.last_used)} ago"),
+        ("machines", " ".join(one.machines) or "none"),
+        *(("layer", layer) for layer in one.layers),
+    ]
+    shared.answer(_as_json(one), lambda: columns(facts))
+
+
+def _as_json(one: RootfsUsage) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(one)
+
+
+async def _all(host: Host) -> tuple[RootfsUsage, ...]:
+    return (await host.usage()).rootfs
+
+
+async def _one(host: Host, name: str) -> RootfsUsage:
+    """The one rootfs that ``name`` means."""
+    found = [one for one in await _all(host) if name in (one.name, one.reference, one.image) or one.name.startswith(name)]
+    if not found:
+        raise NotFound(f"no root filesystem {name[:100]!r} is here", hint="`castoff rootfs list` shows those that are")
+    if len(found) > 1:
+        raise Conflict(f"{name[:100]!r} means {len(found)} root filesystems", hint="give more of its name")
+    return found[0]
+
+
+def _short(name: str) -> str:
+    """As much of a name as tells it apart."""
+    return name[:16]
+
+
+def _ago(when: float) -> str:
+    return duration(max(0.0, round(time.time() - when)))

@@ -1,0 +1,144 @@
+"""The story of a create: an image reference becomes a running machine, top to bottom.
+
+What was done is undone when a later step fails or is cancelled. What a crash leaves is found by its record, which is on
+disk before anything else of the machine is (castoff.machine.leftovers).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from castoff.config import Config
+from castoff.errors import NotFound
+from castoff.image.image import Image, Platform
+from castoff.image.opening import open_source
+from castoff.image.reference import parse_reference
+from castoff.image.source import ImageSource
+from castoff.machine.boot import boot
+from castoff.machine.drivers import prepare
+from castoff.machine.identity import Owner
+from castoff.machine.machine import Machine
+from castoff.machine.model import MachineRecord, MachineRequest, MachineState, check_name, new_machine_id
+from castoff.machine.process import guest_settings
+from castoff.machine.records import MachineRecords
+from castoff.rootfs.chain import configured_chain
+from castoff.rootfs.context import ProviderContext
+from castoff.rootfs.provider import Rootfs, RootfsProvider, RootfsRequest
+from castoff.store.store import Store
+from castoff.timeline import step
+from castoff.vmm.initramfs import assemble
+from castoff.vmm.vmm import MachineSpec
+
+__all__ = ["create", "locate", "opened"]
+
+T = TypeVar("T")
+
+
+async def create(
+    request: MachineRequest, *, config: Config, store: Store, providers: ProviderContext, records: MachineRecords
+) -> Machine:
+    """Makes the machine that ``request`` asks for, and returns when its command runs.
+
+    Raises:
+        CastoffError: A step failed; all that came before it was undone.
+    """
+    machine_id = new_machine_id()
+    name = check_name(request.name) if request.name else machine_id
+    async with (
+        contextlib.AsyncExitStack() as undo,
+        opened(request.image, request.platform, config=config, store=store) as (source, image),
+    ):
+        prepared = await undo.enter_async_context(_beside(prepare(config.vmm, request, store)))
+        guest = guest_settings(image.config, request, hostname=name, linger=config.vmm.linger_seconds)
+        record = MachineRecord(
+            id=machine_id,
+            name=name,
+            state=MachineState.CREATING,
+            owner=Owner.this(),
+            created=time.time(),
+            keep=request.keep,
+            image=request.image,
+            digest=str(image.digest),
+            command=guest.argv,
+        )
+        with step("machine.records"):
+            directory = await asyncio.to_thread(records.add, record)
+        undo.push_async_callback(asyncio.to_thread, records.remove, machine_id)
+
+        rootfs = await locate(request, image, source, providers)
+        undo.push_async_callback(rootfs.release, machine_id)
+        drives = await rootfs.clone(machine_id, directory)
+
+        kernel, vmm = await prepared
+        initramfs = assemble(kernel, guest, directory / "initramfs")
+        spec = MachineSpec(
+            id=machine_id,
+            directory=directory,
+            cpus=request.cpus or config.machine.cpus,
+            memory=request.memory or config.machine.memory,
+            kernel=kernel.path,
+            initramfs=initramfs,
+            drives=tuple(drives),
+            ports=request.ports,
+            network=config.machine.network == "user" if request.network is None else request.network,
+        )
+        handle = await vmm.start(spec)
+        undo.push_async_callback(handle.kill)
+        record = msgspec.structs.replace(record, state=MachineState.STARTED, vmm=vmm.name, vmm_state=handle.state())
+        written = await undo.enter_async_context(_beside(asyncio.to_thread(records.update, record)))
+        machine = await boot(record, records=records, handle=handle, rootfs=rootfs, timeout=config.machine.boot_timeout)
+        await written
+        undo.pop_all()
+    return machine
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    reference: str, platform: Platform | None, *, config: Config, store: Store
+) -> AsyncIterator[tuple[ImageSource, Image]]:
+    """The source that ``reference`` names, and its image, for the block.
+
+    Raises:
+        CastoffError: It is no reference, or there is no such image.
+    """
+    source = open_source(parse_reference(reference), config.image, store.images)
+    try:
+        yield source, await source.resolve(platform or Platform())
+    finally:
+        await source.close()
+
+
+async def locate(request: MachineRequest, image: Image, source: ImageSource, providers: ProviderContext) -> Rootfs:
+    """The rootfs of the provider that the request names, or of the first that has one.
+
+    Raises:
+        NotFound: No provider has one.
+        CastoffError: What the provider raised.
+    """
+    chain: RootfsProvider = configured_chain(providers)
+    override = request.rootfs if isinstance(request.rootfs, Path) else None
+    if isinstance(request.rootfs, str):
+        chain = configured_chain(providers).provider(request.rootfs)
+    rootfs = await chain.locate(RootfsRequest(image, source, size=request.disk_size, override=override, clone=request.clone))
+    if rootfs is None:
+        who = f"provider {request.rootfs!r}" if isinstance(request.rootfs, str) else "no provider"
+        raise NotFound(f"{who} has a root filesystem for {request.image}", hint="see rootfs.providers in `castoff config show`")
+    return rootfs
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Runs ``work`` beside the block, as a task of its own, and ends it with the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

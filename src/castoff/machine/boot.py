@@ -1,0 +1,53 @@
+"""From a VMM that was just started to a machine whose command runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from castoff.errors import CastoffError
+from castoff.machine.machine import Machine, MachineLost, console_tail, lost
+from castoff.machine.model import MachineRecord
+from castoff.machine.records import MachineRecords
+from castoff.rootfs.provider import Rootfs
+from castoff.timeline import step
+from castoff.vmm.channel import GuestChannel
+from castoff.vmm.vmm import VmmHandle
+
+__all__ = ["boot"]
+
+
+async def boot(record: MachineRecord, *, records: MachineRecords, handle: VmmHandle, rootfs: Rootfs, timeout: float) -> Machine:
+    """The machine of a VMM that was just started, once its command runs (or could not be executed: ``wait`` tells).
+
+    Args:
+        record: What is written down of it.
+        records: Where.
+        handle: Its VMM.
+        rootfs: What it boots from.
+        timeout: Seconds that it may take.
+
+    Raises:
+        MachineLost: It ended, or did not get there in time. Ending the VMM is the caller's part.
+    """
+    with step("machine.boot", machine=record.id) as current:
+        try:
+            async with asyncio.timeout(timeout):
+                channel = await GuestChannel.connect(handle, timeout)
+                machine = Machine(record, records=records, handle=handle, channel=channel, rootfs=rootfs)
+                try:
+                    ready = await machine.ready()
+                except BaseException:
+                    await channel.close()
+                    raise
+        except TimeoutError as error:
+            raise MachineLost(
+                f"machine {record.id} did not run its command within {timeout:.0f} s", console=console_tail(handle.console)
+            ) from error
+        except MachineLost:
+            raise
+        except CastoffError as error:
+            raise lost(error, handle) from error
+        if ready is not None:
+            current.attributes["kernel_ms"] = round(ready.init_seconds * 1000)
+            current.attributes["init_ms"] = round((ready.exec_seconds - ready.init_seconds) * 1000)
+    return machine

@@ -1,0 +1,81 @@
+"""Which VMM runs a machine, and which kernel: those asked for, or the first of the configured ones that can here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from castoff.errors import Invalid, Unsupported
+from castoff.machine.model import MachineRequest
+from castoff.store.store import Store
+from castoff.vmm.kernel import Kernel, find_kernel
+from castoff.vmm.settings import VmmSettings
+from castoff.vmm.vmm import Vmm
+
+__all__ = ["DRIVERS", "open_vmm", "prepare"]
+
+DRIVERS = ("firecracker", "qemu")
+
+
+def open_vmm(name: str, settings: VmmSettings, state: Path) -> Vmm:
+    """The driver of that name.
+
+    Args:
+        name: One of DRIVERS.
+        settings: The machines' settings.
+        state: Where answers of slow probes are kept.
+
+    Raises:
+        Invalid: There is no such driver.
+    """
+    # Imported one by one: the drivers that are not used cost a warm start nothing.
+    if name == "qemu":
+        from castoff.vmm.qemu import QemuVmm
+
+        return QemuVmm(settings, state=state)
+    if name == "firecracker":
+        from castoff.vmm.firecracker import FirecrackerVmm
+
+        return FirecrackerVmm(settings, state=state)
+    raise Invalid(f"{name[:60]!r} is no VMM", hint=f"there are: {', '.join(DRIVERS)}")
+
+
+async def prepare(settings: VmmSettings, request: MachineRequest, store: Store) -> tuple[Kernel, Vmm]:
+    """The kernel and the driver for a machine. Needs nothing of its image, so it runs while that is fetched.
+
+    Raises:
+        CastoffError: There is no kernel, or no driver that can run it.
+    """
+    if request.kernel is not None:
+        chosen = msgspec.structs.replace(settings.kernel, file=request.kernel.absolute(), modules=None)
+        settings = msgspec.structs.replace(settings, kernel=chosen)
+    kernel = await find_kernel(settings, store.kernels)
+    return kernel, await _choose(settings, request.vmm, kernel, store.state)
+
+
+async def _choose(settings: VmmSettings, asked: str | None, kernel: Kernel, state: Path) -> Vmm:
+    if asked is not None:
+        return open_vmm(asked, settings, state)
+    problems = []
+    for name in settings.order:
+        lack = await _lack(name, settings, kernel, state)
+        if not lack:
+            return open_vmm(name, settings, state)
+        problems.append(f"{name}: {lack}")
+    raise Unsupported(f"no VMM can run here ({'; '.join(problems)})", hint="`castoff doctor` tells how to get one")
+
+
+async def _lack(name: str, settings: VmmSettings, kernel: Kernel, state: Path) -> str:
+    """What this host lacks for a driver; empty where it can run."""
+    if name == "qemu":
+        return "" if shutil.which(settings.qemu.binary) else f"{settings.qemu.binary} is not installed"
+    if name == "firecracker":
+        if shutil.which(settings.firecracker.binary) is None:
+            return f"{settings.firecracker.binary} is not installed"
+        from castoff.vmm.probe import kvm_runs
+
+        probe = await kvm_runs(settings, kernel.path, state)
+        return "" if probe.usable else probe.reason
+    return "there is no such driver"

@@ -1,0 +1,202 @@
+"""A running machine, as whoever created it holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from castoff.errors import CastoffError, Unavailable
+from castoff.machine.model import MachineId, MachineRecord, MachineState
+from castoff.machine.records import MachineRecords
+from castoff.rootfs.provider import Rootfs
+from castoff.timeline import step
+from castoff.vmm.channel import Exit, GuestChannel, Output, Ready
+from castoff.vmm.vmm import VmmHandle
+
+__all__ = ["Machine", "MachineLost", "console_tail", "lost"]
+
+_TAIL = 8 * 1024
+_KILLED = 128 + signal.SIGKILL
+
+
+class MachineLost(Unavailable):
+    """The machine ended, or never began to answer, without its command's exit code.
+
+    Args:
+        what: What happened.
+        console: The end of the guest kernel's console.
+    """
+
+    def __init__(self, what: str, *, console: str) -> None:
+        super().__init__(what, hint="the guest's console tells why" if console else "its console is empty: the VMM itself failed")
+        self.console = console
+
+
+class Machine:
+    """A machine whose command was started. An async context manager: its end removes the machine.
+
+    Attributes:
+        record: What is written down of it.
+        directory: Its own directory.
+    """
+
+    def __init__(
+        self, record: MachineRecord, *, records: MachineRecords, handle: VmmHandle, channel: GuestChannel, rootfs: Rootfs
+    ) -> None:
+        self.record = record
+        self.directory = records.path(record.id)
+        self._records = records
+        self._handle = handle
+        self._channel = channel
+        self._rootfs = rootfs
+        self._events = channel.events()
+        self._exit: Exit | None = None
+        self._killed = False
+
+    @property
+    def id(self) -> MachineId:
+        """Its id."""
+        return self.record.id
+
+    @property
+    def console(self) -> Path:
+        """The guest kernel's console output so far."""
+        return self._handle.console
+
+    @property
+    def exit(self) -> Exit | None:
+        """How its command ended; None before :meth:`wait` has returned."""
+        return self._exit
+
+    async def ready(self) -> Ready | None:
+        """Waits until the command runs; None where it could not be executed (:meth:`wait` tells then).
+
+        Raises:
+            MachineLost: The machine ended.
+        """
+        with self._lost():
+            async for event in self._events:
+                if isinstance(event, Ready):
+                    return event
+                if isinstance(event, Exit):
+                    self._exit = event
+        return None
+
+    async def output(self) -> AsyncIterator[Output]:
+        """What the command writes, until it ends: ``stream`` 1 or 2 (with a terminal always 1) and ``data``.
+
+        Raises:
+            MachineLost: The machine ended before the command did.
+        """
+        while self._exit is None:
+            event = None
+            with self._lost():
+                event = await anext(self._events, None)
+            if isinstance(event, Exit):
+                self._exit = event
+            elif isinstance(event, Output):
+                yield event
+            elif event is None:
+                return
+
+    async def wait(self) -> int:
+        """The command's exit code: its own, 128 + n where signal n ended it, 126 or 127 where it could not be executed.
+
+        Output that nobody took is thrown away: the guest would wait for ever with it.
+
+        Raises:
+            MachineLost: The machine ended before the command did.
+        """
+        async for _ in self.output():
+            pass
+        return _KILLED if self._exit is None else self._exit.code
+
+    async def write(self, data: bytes) -> None:
+        """Gives the command input; waits while it reads slowly. What comes after its end is thrown away."""
+        await self._channel.send_stdin(data)
+
+    async def close_input(self) -> None:
+        """Ends the command's input."""
+        await self._channel.close_stdin()
+
+    async def signal(self, number: int) -> None:
+        """Sends a signal to the command, by its Linux number."""
+        await self._channel.signal(number)
+
+    async def resize(self, *, columns: int, rows: int) -> None:
+        """Tells the terminal's size."""
+        await self._channel.resize(rows, columns)
+
+    async def stop(self, grace: float = 10.0) -> int:
+        """Asks the command to end, kills it after ``grace`` seconds, and waits.
+
+        Returns:
+            The exit code, as :meth:`wait`.
+        """
+        await self._channel.shutdown(grace)
+        return await self.wait()
+
+    async def kill(self) -> None:
+        """Ends the machine now; its command's exit code is 137 then. Idempotent."""
+        self._killed = True
+        await self._handle.kill()
+
+    async def close(self) -> None:
+        """Ends the machine, and removes all that it had, or writes its end down where it is to be kept. Idempotent."""
+        await self._channel.close()
+        if self.record.keep:
+            await self._retire()
+            return
+        with step("machine.machine", remove=self.id):
+            await self._handle.kill()
+            await self._rootfs.release(self.id)
+            await asyncio.to_thread(self._records.remove, self.id)
+
+    async def __aenter__(self) -> Machine:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def _retire(self) -> None:
+        """Keeps the directory: the guest unmounts its disk and powers off, then the record tells that it ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                await self._handle.wait()
+        await self._handle.kill()
+        code = self._exit.code if self._exit else None
+        self.record = msgspec.structs.replace(self.record, state=MachineState.EXITED, exit_code=code)
+        await asyncio.to_thread(self._records.update, self.record)
+
+    @contextlib.contextmanager
+    def _lost(self) -> Iterator[None]:
+        """Tells a machine that was lost from one that we killed, and lets its console speak."""
+        try:
+            yield
+        except CastoffError as error:
+            if not self._killed:
+                raise lost(error, self._handle) from error
+
+
+def lost(error: CastoffError, handle: VmmHandle) -> MachineLost:
+    """``error`` of the guest channel as the machine's end, with what its console says."""
+    return MachineLost(error.what, console=console_tail(handle.console))
+
+
+def console_tail(path: Path) -> str:
+    """The end of a console log, a few lines of printable text."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            text = file.read(_TAIL).decode(errors="replace")
+    except OSError:
+        return ""
+    lines = ["".join(letter for letter in line if letter.isprintable()) for line in text.splitlines()]
+    return "\n".join([line for line in lines if line][-20:])
