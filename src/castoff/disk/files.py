@@ -24,6 +24,7 @@ def created(path: Path, *, needed: int = 0) -> Iterator[tuple[Path, int]]:
 
     Raises:
         Conflict: There is one already: the machine has its clone.
+        NotFound: Its directory is gone.
         NoSpace: The disk is full.
     """
     with no_space_as(path, needed=needed):
@@ -31,6 +32,8 @@ def created(path: Path, *, needed: int = 0) -> Iterator[tuple[Path, int]]:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError as error:
             raise Conflict(f"{path} exists", hint="destroy the machine that it belongs to") from error
+        except FileNotFoundError as error:
+            raise NotFound(f"{path.parent} does not exist", hint="the machine was destroyed meanwhile") from error
         try:
             yield path, descriptor
         except BaseException:

@@ -37,7 +37,11 @@ class OverlayClone:
         """See castoff.disk.clone."""
         with timeline.step("disk.overlay"):
             empty = await compose_empty(self._store, size)
-            with reading(empty.file) as source, created(directory / "upper.ext4") as (upper, target):
+            with (
+                reading(rootfs),
+                reading(empty.file) as source,
+                created(directory / "upper.ext4") as (upper, target),
+            ):
                 if not clone_file(source, target):
                     os.ftruncate(target, size)
                     copy_range(source, target, length=size)  # a few MB: not worth a thread

@@ -222,6 +222,8 @@ def _alone(state: Path) -> Iterator[None]:
 
 
 def _foreign(state: Path) -> CastoffError:
-    owner = state.stat().st_uid if state.exists() else None
-    whose = "cannot be made" if owner is None else f"belongs to uid {owner}"
+    try:
+        whose = f"belongs to uid {state.stat().st_uid}"
+    except OSError:
+        whose = "is out of reach"
     return Unauthorized(f"the store in {state} {whose} and cannot be written by uid {os.geteuid()}", hint="use another --state")

@@ -16,8 +16,12 @@ Opening costs well under a millisecond once the store is set up and mounted, and
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from castoff import timeline
 from castoff.image.digest import Digest
 from castoff.store.backing import Backing, Notice, loop_file, open_backing, unmount_backing
 from castoff.store.builds import Build, build_once, uninterrupted
@@ -25,6 +29,10 @@ from castoff.store.layers import StoredLayer, find_layer, finish_layer, layer_pa
 from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, find_rootfs, write_record
 from castoff.store.settings import StoreSettings
 from castoff.store.space import free, require
+
+if TYPE_CHECKING:
+    from castoff.store.prune import Pruned
+    from castoff.store.usage import Usage
 
 __all__ = ["Store"]
 
@@ -124,6 +132,40 @@ class Store:
             write_record(directory, record)
 
         return await build_once(self.root, f"rootfs-{name}", self.root / "rootfs" / str(name), rootfs, lambda: self.rootfs(name))
+
+    async def usage(self) -> Usage:
+        """What the store holds, what that takes on disk, and who needs it."""
+        from castoff.store.usage import store_usage
+
+        return await asyncio.to_thread(store_usage, self.root, free=self.free(), limit=self.settings.size_limit)
+
+    async def prune(self, *, limit: int = 0, dry_run: bool = False) -> Pruned:
+        """Removes what no machine and no process uses, the least recently used first.
+
+        Args:
+            limit: Until layers and root filesystems take at most so many bytes; 0: all that is unused.
+            dry_run: Only say what ``limit=0`` would remove.
+        """
+        from castoff.store.prune import prune
+
+        with timeline.step("store.prune", limit=limit):
+            return await uninterrupted(partial(prune, self.root, limit=limit, dry_run=dry_run))
+
+    async def keep_to_limit(self) -> None:
+        """Prunes to the settings' ``size_limit``, where there is one: called after something was added."""
+        if self.settings.size_limit:
+            await self.prune(limit=self.settings.size_limit)
+
+    async def remove_rootfs(self, name: RootfsName) -> None:
+        """Removes one rootfs; its layers stay.
+
+        Raises:
+            NotFound: It is not here.
+            Conflict: A machine or a process uses it.
+        """
+        from castoff.store.prune import remove_rootfs
+
+        await uninterrupted(remove_rootfs, self.root, name)
 
     def unmount(self) -> bool:
         """Unmounts a loop-mounted store (the next ``open`` mounts it again); False where it is none.
