@@ -151,8 +151,10 @@ def _split_tag(text: str) -> tuple[str, str | None]:
 
 def _split_registry(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    if slash and (first == "localhost" or "." in first or ":" in first or first != first.lower()):
+    if slash and (first.lower() == "localhost" or "." in first or ":" in first):
         registry, repository = first.lower(), rest
+    elif slash and first != first.lower():  # no repository has upper case, so it is a host, and stays one as it is
+        registry, repository = first, rest
     else:
         registry, repository = DEFAULT_REGISTRY, name
     if registry == "index.docker.io":
