@@ -20,6 +20,7 @@ from castoff.store.store import Store
 if TYPE_CHECKING:
     from castoff.build import BuiltRootfs
     from castoff.machine.machine import Machine
+    from castoff.store.prune import Pruned
     from castoff.store.usage import Usage
 
 __all__ = ["Host", "InspectedImage"]
@@ -47,7 +48,7 @@ class Host:
         self.config = config
         self.store = store
         self.machines = MachineRecords(store.machines)
-        self.providers = ProviderContext(store, config.rootfs)
+        self.providers = ProviderContext(store, config.rootfs, config.layers)
         self._notice = notice
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -141,6 +142,13 @@ class Host:
         from castoff.store.usage import store_usage
 
         return await asyncio.to_thread(store_usage, self.store.root, free=self.store.free(), limit=self.config.store.size_limit)
+
+    async def prune(self, *, limit: int = 0, dry_run: bool = False) -> Pruned:
+        """Removes layers and root filesystems that nobody uses, the least recently used first, until ``limit`` bytes are left."""
+        from castoff.store.prune import prune
+
+        await self._sweep()  # what a dead machine stood on is unused
+        return await asyncio.to_thread(prune, self.store.root, limit=limit, dry_run=dry_run)
 
     async def remove(self, name_or_id: str, *, force: bool = False) -> None:
         """Removes a machine: one that ended, or with ``force`` one that runs.

@@ -13,15 +13,22 @@ __all__ = ["place_segment"]
 
 
 def place_segment(
-    segment: Path, target: int, *, offset: int, length: int, moved: Callable[[int], None] = lambda count: None
+    segment: Path,
+    target: int,
+    *,
+    offset: int,
+    length: int,
+    segment_offset: int = 0,
+    moved: Callable[[int], None] = lambda count: None,
 ) -> bool:
-    """Places the first ``length`` bytes of ``segment`` at ``offset`` of the rootfs file.
+    """Places ``length`` bytes of ``segment`` at ``offset`` of the rootfs file.
 
     Args:
-        segment: A complete segment; ``length`` and ``offset`` are multiples of 4 KiB.
+        segment: A complete segment; offsets and ``length`` are multiples of 4 KiB.
         target: Descriptor of the rootfs file, writable, of its full size.
         offset: Bytes from its start.
         length: Bytes of the segment.
+        segment_offset: Where they begin in it.
         moved: Told of bytes as they are placed.
 
     Returns:
@@ -32,10 +39,10 @@ def place_segment(
     """
     source = os.open(segment, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if clone_range(source, target, length=length, target_offset=offset):
+        if clone_range(source, target, length=length, source_offset=segment_offset, target_offset=offset):
             moved(length)
             return True
-        copy_range(source, target, length=length, target_offset=offset, moved=moved)
+        copy_range(source, target, length=length, source_offset=segment_offset, target_offset=offset, moved=moved)
         return False
     finally:
         os.close(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from castoff.layers.settings import Limits
 from castoff.rootfs.settings import RootfsSettings
 from castoff.store.store import Store
 
@@ -17,7 +18,9 @@ class ProviderContext:
     Attributes:
         store: This host's store.
         settings: The settings of all providers; each looks at its own.
+        limits: What converting one layer may cost.
     """
 
     store: Store
     settings: RootfsSettings = field(default_factory=RootfsSettings)
+    limits: Limits = field(default_factory=Limits)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from castoff.errors import NoSpace
+from castoff.errors import NoSpace, Unavailable
 
 __all__ = ["free", "no_space_as", "require"]
 
@@ -34,7 +34,7 @@ def require(where: Path, *, needed: int, available: int) -> None:
 
 @contextmanager
 def no_space_as(where: Path, *, needed: int = 0) -> Iterator[None]:
-    """Turns a full disk (or quota) inside the block into NoSpace.
+    """Turns a full disk (or quota) inside the block into NoSpace, also where an inner edge made it Unavailable.
 
     Args:
         where: What is written.
@@ -42,8 +42,9 @@ def no_space_as(where: Path, *, needed: int = 0) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, Unavailable) as error:
+        cause = error.__cause__ if isinstance(error, Unavailable) else error
+        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         available = free(where if where.exists() else where.parent)
         raise NoSpace(str(where), needed=max(needed, available + 1), available=available) from error

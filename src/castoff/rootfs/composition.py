@@ -1,0 +1,82 @@
+"""Layers of the store become one rootfs of the store: tables, composition, metadata, segments."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from castoff import timeline
+from castoff.disk.compose import Written, write_composition
+from castoff.errors import Invalid, NoSpace
+from castoff.ext4.compose import Composition, compose
+from castoff.ext4.tables import LayerTables, compile_tables
+from castoff.image.digest import Digest
+from castoff.image.image import Image
+from castoff.layers.index import read_index
+from castoff.store.builds import uninterrupted
+from castoff.store.layers import StoredLayer
+from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, layered_key
+from castoff.store.store import Store
+
+__all__ = ["build_composed", "compose_layers", "layer_tables"]
+
+
+def layer_tables(directory: Path) -> LayerTables:
+    """The tables of the layer in ``directory``. Blocks."""
+    return compile_tables(read_index(directory / "index").toc)
+
+
+def compose_layers(reference: str, layers: Sequence[tuple[Digest, LayerTables]], size: int) -> Composition:
+    """Composes, and says it in the user's words where the image does not fit.
+
+    Raises:
+        Invalid: A layer contradicts another, or the image needs more than ``size``.
+    """
+    try:
+        return compose(layers, size=size)
+    except NoSpace as error:
+        raise Invalid(
+            f"{reference} needs a root filesystem of {error.needed} bytes or more, and {size} were asked for",
+            hint="ask for more with --disk-size, or leave it away",
+        ) from error
+
+
+async def build_composed(image: Image, layers: Sequence[StoredLayer], size: int, store: Store) -> StoredRootfs:
+    """The rootfs of ``image`` at ``size`` bytes, composed here unless somebody else does.
+
+    Args:
+        image: For its name and digest.
+        layers: Complete and pinned, the lowest first.
+        size: Bytes of the rootfs.
+        store: Where it goes.
+
+    Raises:
+        Invalid: The layers contradict each other, or do not fit.
+        NoSpace: The disk is, or would become, full.
+    """
+    name = RootfsName(layered_key([layer.diff_id for layer in layers]), size)
+    ids = tuple(str(layer.diff_id) for layer in layers)
+    record = RootfsRecord(provider="layered", layers=ids, reference=image.reference, image=str(image.digest))
+    stop = threading.Event()
+
+    async def build(directory: Path) -> None:
+        await uninterrupted(_compose, image, layers, size, directory / FILE, store, stop, cancelled=stop.set)
+
+    return await store.build_rootfs(name, record, build)
+
+
+def _compose(image: Image, layers: Sequence[StoredLayer], size: int, path: Path, store: Store, stop: threading.Event) -> Written:
+    with timeline.step("rootfs.composition", size=size, layers=len(layers)) as step:
+        tables = {layer.diff_id: layer_tables(layer.path) for layer in {layer.diff_id: layer for layer in layers}.values()}
+        composition = compose_layers(image.reference, [(layer.diff_id, tables[layer.diff_id]) for layer in layers], size)
+        copied = 0 if store.reflink else sum(placed.length for placed in composition.placements)
+        store.require(composition.metadata_bytes + copied)
+
+        def moved(count: int) -> None:
+            if stop.is_set():
+                raise InterruptedError(f"composing {image.reference} was cancelled")
+
+        written = write_composition(composition, [layer.segment for layer in layers], path, moved=moved)
+        step.attributes |= {"metadata": written.metadata, "copied": written.copied}
+        return written

@@ -1,0 +1,98 @@
+"""The layers that an image lacks on this host: converted all at once, as many at a time as the settings allow.
+
+A layer's tables are compiled in a thread as soon as it is converted, beside the conversion of the others. Room is looked
+after twice: a conversion that cannot fit is refused before its first byte, and one that turns out to unpack to more is
+stopped before the disk is full, since below a loop-mounted store a full disk shows as I/O errors, not as ENOSPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from castoff import timeline
+from castoff.errors import NoSpace
+from castoff.image.image import Image, Layer
+from castoff.image.source import ImageSource
+from castoff.layers.convert import convert
+from castoff.rootfs.context import ProviderContext
+from castoff.store.layers import StoredLayer
+from castoff.store.store import Store
+
+__all__ = ["convert_layers"]
+
+_LOOK = 8 << 20
+"""Compressed bytes after which free space is looked at again."""
+
+
+async def convert_layers(image: Image, source: ImageSource, context: ProviderContext) -> list[StoredLayer]:
+    """The image's layers, complete and pinned, the lowest first.
+
+    Raises:
+        Invalid, NoSpace, CastoffError: As castoff.layers.convert and the source raise; the other conversions are stopped.
+    """
+    distinct = {layer.diff_id: layer for layer in image.layers}
+    found = {diff_id: context.store.layer(diff_id) for diff_id in distinct}
+    missing = [layer for diff_id, layer in distinct.items() if (here := found[diff_id]) is None or not here.complete]
+    _foresee(missing, context.store)
+    turns = asyncio.Semaphore(context.settings.parallel)
+
+    async def take_turn(layer: Layer) -> StoredLayer:
+        async with turns:
+            return await _convert(layer, source, context)
+
+    with timeline.step("rootfs.conversion", layers=len(missing), total=sum(layer.size for layer in missing)):
+        converted = await _all(take_turn(layer) for layer in missing)
+    layers = {layer.diff_id: layer for layer in (*found.values(), *converted) if layer is not None}
+    return [layers[layer.diff_id] for layer in image.layers]
+
+
+async def _convert(layer: Layer, source: ImageSource, context: ProviderContext) -> StoredLayer:
+    """One layer, converted here unless somebody else does."""
+
+    async def build(directory: Path) -> None:
+        async with source.open_blob(layer) as blob:
+            await convert(layer, _watched(blob, layer, directory, context.store), directory, context.limits)
+
+    return await context.store.build_layer(layer.diff_id, build)
+
+
+async def _all(jobs: Iterable[Coroutine[Any, Any, StoredLayer]]) -> list[StoredLayer]:
+    """Runs all; the first failure ends the others, and is raised when they have ended."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _foresee(missing: Sequence[Layer], store: Store) -> None:
+    """Refuses what cannot fit: a segment is hardly ever smaller than its layer's blob."""
+    if missing:
+        store.require(sum(layer.size for layer in missing), store.root / "layers")
+
+
+async def _watched(blob: AsyncIterator[bytes], layer: Layer, directory: Path, store: Store) -> AsyncIterator[bytes]:
+    """The blob's pieces; an error as soon as what is to come will not fit into what is free."""
+    taken, looked = 0, 0
+    async for piece in blob:
+        yield piece
+        taken += len(piece)
+        if taken - looked >= _LOOK:
+            looked = taken
+            await asyncio.to_thread(_look, layer, taken, directory, store)
+
+
+def _look(layer: Layer, taken: int, directory: Path, store: Store) -> None:
+    """Compares what the rest of the layer will take, if it is like what has come, with what is free."""
+    segment = directory / "segment"
+    written = segment.stat().st_size if segment.exists() else 0
+    coming, free = written * (layer.size - taken) // taken, store.free()
+    sure = taken * 4 >= layer.size
+    if free <= 0 or (sure and coming > 2 * free):
+        raise NoSpace(f"{store.root} (layer {layer.digest})", needed=max(coming, 1), available=max(free, 0))
