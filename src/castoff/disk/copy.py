@@ -41,8 +41,8 @@ async def copy_file(source: Path, target: Path, *, size: int) -> None:
 def _copy(source: Path, target: Path, size: int, stop: threading.Event) -> None:
     with reading(source) as descriptor:
         total = sum(end - start for start, end in data_ranges(descriptor, 0, size))
-        require(target.parent, needed=total, available=free(target.parent))
         with timeline.step("disk.copy", total=total) as step, created(target, needed=total) as (_, copied):
+            require(target, needed=total, available=free(target))
             os.ftruncate(copied, size)
 
             def moved(count: int) -> None:
