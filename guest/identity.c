@@ -99,7 +99,8 @@ static bool scan_groups(const char *wanted, const char *name, struct identity *i
 /* NULL, or why there is no such user. */
 const char *identity_resolve(const char *spec, struct identity *identity) {
     char user[256], name[256] = "";
-    *identity = (struct identity){.home = "/"};
+    /* The first is the user's own group, as runtimes have it since CVE-2022-36109: a file that denies a group must deny its members. */
+    *identity = (struct identity){.home = "/", .group_count = 1};
     const char *colon = strchr(spec, ':'), *group = colon ? colon + 1 : "";
     int length = colon ? (int)(colon - spec) : (int)strlen(spec);
     snprintf(user, sizeof user, "%.*s", length, spec);
@@ -119,6 +120,7 @@ const char *identity_resolve(const char *spec, struct identity *identity) {
         }
         identity->gid = value;
     }
+    identity->groups[0] = identity->gid;
     if (!*identity->home) strcpy(identity->home, "/");
     return NULL;
 }
