@@ -162,9 +162,10 @@ static void frame_exit(struct channel *c, uint16_t session, int32_t code, int32_
 
 static bool frame_state(struct channel *c, struct session *s) {
     if (s->ready && !s->ready_sent) {
-        uint8_t *payload = frame(c, GUEST_READY, 0, s->id, 16);
+        uint8_t *payload = frame(c, GUEST_READY, 0, s->id, 24);
         put64(payload, init_started_ns);
-        put64(payload + 8, s->exec_ns);
+        put64(payload + 8, drivers_ns);
+        put64(payload + 16, s->exec_ns);
         s->ready_sent = true;
     } else if (s->in.ack_pending) {
         put64(frame(c, GUEST_ACKNOWLEDGE, 0, s->id, 8), s->in.written);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 uint64_t init_started_ns;
+static int console = -1; /* what the kernel opened as descriptors 0 to 2; held, since /dev comes and goes */
 static uint64_t kill_at_ns;      /* when a shutdown's grace ends; 0: none was asked for */
 static uint64_t waiting_since_ns; /* since when the host says nothing about the command's end */
 
@@ -34,10 +35,7 @@ void say(const char *format, ...) {
     va_end(arguments);
     if (length > (int)sizeof line - 2) length = sizeof line - 2;
     line[length++] = '\n';
-    int fd = open("/dev/console", O_WRONLY | O_NOCTTY | O_CLOEXEC);
-    if (fd < 0) return;
-    if (write(fd, line, (size_t)length) < 0) errno = EIO;
-    close(fd);
+    if (write(console, line, (size_t)length) < 0) return; /* a machine without a console is none the worse */
 }
 
 /* Asks the command to end, and ends it after ``grace_ms``. */
@@ -146,6 +144,7 @@ static const char *prepare(struct session *command, const struct cmdline *cmdlin
 
 int main(void) {
     init_started_ns = now_ns();
+    console = fcntl(2, F_DUPFD_CLOEXEC, 3);
     struct cmdline cmdline = {.prefix = -1};
     struct session *command = session_new(0, 0);
     int signals = open_signals();

@@ -128,6 +128,7 @@ void put32(uint8_t *bytes, uint32_t value);
 void put64(uint8_t *bytes, uint64_t value);
 
 /* modules.c */
+extern uint64_t drivers_ns;
 void modules_load(const char *group);
 void modules_forget(void);
 

@@ -170,12 +170,23 @@ void settings_write_files(const struct settings *s) {
         if (tag == TAG_FILE) write_settings_file(value, length);
 }
 
-static void cmdline_word(struct cmdline *c, const char *word) {
-    if (!strncmp(word, "castoff.channel=", 16)) snprintf(c->channel, sizeof c->channel, "%s", word + 16);
-    if (!strncmp(word, "castoff.drives=", 15)) snprintf(c->drives, sizeof c->drives, "%s", word + 15);
-    if (!strncmp(word, "castoff.net=", 12) &&
-        sscanf(word + 12, "%19[0-9.]/%d,%19[0-9.],%19[0-9.]", c->address, &c->prefix, c->gateway, c->nameserver) < 3)
-        c->prefix = -1;
+static void copy(char *target, size_t size, const char *text) { snprintf(target, size, "%s", text); }
+
+/* ADDRESS/PREFIX,GATEWAY[,NAMESERVER] */
+static void cmdline_network(struct cmdline *c, char *text) {
+    char *rest = NULL, *address = strtok_r(text, "/", &rest), *prefix = strtok_r(NULL, ",", &rest);
+    char *gateway = strtok_r(NULL, ",", &rest), *nameserver = strtok_r(NULL, ",", &rest);
+    if (!address || !prefix || !gateway) return;
+    copy(c->address, sizeof c->address, address);
+    copy(c->gateway, sizeof c->gateway, gateway);
+    copy(c->nameserver, sizeof c->nameserver, nameserver ? nameserver : "");
+    c->prefix = atoi(prefix);
+}
+
+static void cmdline_word(struct cmdline *c, char *word) {
+    if (!strncmp(word, "castoff.channel=", 16)) copy(c->channel, sizeof c->channel, word + 16);
+    if (!strncmp(word, "castoff.drives=", 15)) copy(c->drives, sizeof c->drives, word + 15);
+    if (!strncmp(word, "castoff.net=", 12)) cmdline_network(c, word + 12);
 }
 
 void cmdline_read(struct cmdline *c) {

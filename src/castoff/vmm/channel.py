@@ -34,9 +34,16 @@ _MAX_SESSIONS: Final = 0xFFFF
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The command runs. Seconds since the guest's kernel started its clock: when init did, and when the command did."""
+    """The command runs. Seconds since the guest's kernel started its clock.
+
+    Attributes:
+        init_seconds: When the guest init started.
+        driver_seconds: How long the kernel then took to load drivers.
+        exec_seconds: When the command took over.
+    """
 
     init_seconds: float
+    driver_seconds: float
     exec_seconds: float
 
 
@@ -184,7 +191,7 @@ class GuestSession:
             case frames.Acknowledge():
                 self._receive_acknowledge(frame.offset)
             case frames.Ready():
-                self._events.append(Ready(frame.init_ns / 1e9, frame.exec_ns / 1e9))
+                self._events.append(Ready(frame.init_ns / 1e9, frame.drivers_ns / 1e9, frame.exec_ns / 1e9))
             case frames.Exit():
                 self._events.append(Exit(frame.code, frame.signal, frame.out_of_memory, frame.message))
         self.wake()

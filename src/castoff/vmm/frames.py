@@ -62,10 +62,12 @@ _WELCOME, _READY, _OUTPUT, _END_OF_OUTPUT, _TAKEN, _EXIT = range(16, 22)
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The command was executed. Nanoseconds since the guest's kernel started its clock."""
+    """The command was executed. Nanoseconds since the guest's kernel started its clock; ``drivers_ns`` lasted the loading of
+    drivers in between."""
 
     session: int
     init_ns: int
+    drivers_ns: int
     exec_ns: int
 
 
@@ -236,7 +238,7 @@ def _decode(kind: int, stream: int, session: int, payload: bytes) -> GuestFrame:
             case 20:
                 return Acknowledge(session, *_U64.unpack(payload))
             case 17:
-                return Ready(session, *struct.unpack("<QQ", payload))
+                return Ready(session, *struct.unpack("<QQQ", payload))
             case 21 if len(payload) <= 12 + _MAX_MESSAGE:
                 code, signal, flags = struct.unpack_from("<iiI", payload)
                 if 0 <= code <= 255 and 0 <= signal <= 64:

@@ -191,7 +191,7 @@ def _make_ready(image: Path, modules: Path | None, ready: Path) -> str:
     import hashlib
 
     from castoff.vmm.bzimage import extract_vmlinux, kernel_version
-    from castoff.vmm.modules import needed_modules, unpack_module
+    from castoff.vmm.modules import needed_modules, unpack_module, without_signature
 
     try:
         data = image.read_bytes()
@@ -200,11 +200,14 @@ def _make_ready(image: Path, modules: Path | None, ready: Path) -> str:
         if modules is None and (found := Path("/lib/modules") / version).is_dir():
             modules = found
         (ready / "modules").mkdir(parents=True)
+        enforced = _enforces_signatures(image, version)
         digest = hashlib.blake2b(digest_size=16)
         listed = []
         for number, (group, name, source) in enumerate(needed_modules(modules) if modules else []):
             file = f"{number:02}-{name}.ko"
             unpacked = unpack_module(source)
+            if not enforced:
+                unpacked = without_signature(unpacked)
             digest.update(f"{group} {file} {len(unpacked)}\n".encode() + unpacked)
             (ready / "modules" / file).write_bytes(unpacked)
             listed.append((group, file))
@@ -217,6 +220,14 @@ def _make_ready(image: Path, modules: Path | None, ready: Path) -> str:
     except OSError as error:
         raise Unavailable(f"the kernel {image} cannot be made ready: {error}") from error
     return version
+
+
+def _enforces_signatures(image: Path, version: str) -> bool:
+    """Whether the kernel refuses modules without a signature, as far as its configuration lies beside it."""
+    try:
+        return "CONFIG_MODULE_SIG_FORCE=y" in image.with_name(f"config-{version}").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def _sync_tree(directory: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from castoff.errors import Invalid, Unsupported
 
-__all__ = ["MODULES", "ModuleFile", "modinfo", "needed_modules", "unpack_module"]
+__all__ = ["MODULES", "ModuleFile", "modinfo", "needed_modules", "unpack_module", "without_signature"]
 
 MODULES: Final = (
     # crc32c is what ext4 asks for through the crypto API, by no symbol that depmod could see
@@ -28,6 +28,7 @@ MODULES: Final = (
 
 _REQUIRED: Final = frozenset({"virtio_mmio", "virtio_blk", "ext4"})
 _MAX_MODULE: Final = 64 << 20
+_SIGNED: Final = b"~Module signature appended~\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,20 @@ def unpack_module(path: Path) -> bytes:
     if not data.startswith(b"\x7fELF"):
         raise Invalid(f"the kernel module {path} is no ELF file", hint="fetch the kernel again")
     return data
+
+
+def without_signature(module: bytes) -> bytes:
+    """A module without the signature that the distribution appended to it.
+
+    It came with the kernel from one verified package, or from the host's own /lib/modules, and a guest checks nothing by
+    checking it again: that only costs 8 ms a module under emulation. (include/linux/module_signature.h: the signature,
+    12 bytes whose last four are its length, the marker.)
+    """
+    if not module.endswith(_SIGNED) or len(module) < len(_SIGNED) + 12:
+        return module
+    end = len(module) - len(_SIGNED) - 12
+    (length,) = struct.unpack_from(">I", module, end + 8)
+    return module[: end - length] if length <= end else module
 
 
 def modinfo(module: bytes) -> dict[str, str]:

@@ -43,8 +43,6 @@ class FirecrackerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """The program, a path or a name in PATH."""
     jailer: str = "jailer"
     """Its jailer, used where castoff runs as root; a path or a name in PATH."""
-    chroot: Path = Path("/srv/jailer")
-    """Where jails are made; on the filesystem of the machines, so that kernel and drives can be linked into them."""
     start_seconds: float = 10.0
     """How long Firecracker may take to answer on its socket."""
 
