@@ -1,0 +1,89 @@
+"""The layers of an image, one upon the other: their items under one numbering.
+
+An item of layer L has the number ``base[L] + item``. Layer 0 is no image's: it holds what every filesystem has, a root directory
+and ``lost+found``. A *slot* is a directory as a layer names it; slots of several layers may be one directory, and have then the
+same key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from castoff.ext4.strings import Strings
+from castoff.ext4.tables import LayerTables, compile_tables
+from castoff.layers.toc import Kind, Toc
+
+__all__ = ["LOST_AND_FOUND", "Stack", "own_layer"]
+
+LOST_AND_FOUND = b"lost+found"
+
+
+@cache
+def own_layer() -> LayerTables:
+    """The tables of a root directory with lost+found: root's, as mke2fs makes them."""
+    zero32 = np.zeros(2, dtype=np.uint32)
+    none8, none32 = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.uint32)
+    toc = Toc(
+        directory_pool=none8,
+        directory_offsets=np.zeros(2, dtype=np.uint32),
+        directory=zero32,
+        name_pool=np.frombuffer(LOST_AND_FOUND, dtype=np.uint8),
+        name_offsets=np.array([0, 0, len(LOST_AND_FOUND)], dtype=np.uint32),
+        kind=np.array([Kind.DIRECTORY] * 2, dtype=np.uint8),
+        mode=np.array([0o755, 0o700], dtype=np.uint16),
+        uid=zero32,
+        gid=zero32,
+        mtime=np.zeros(2, dtype=np.int64),
+        mtime_ns=zero32,
+        size=np.zeros(2, dtype=np.uint64),
+        rdev_major=zero32,
+        rdev_minor=zero32,
+        link_pool=none8,
+        link_offsets=np.zeros(3, dtype=np.uint32),
+        xattr=zero32,
+        xattr_pool=none8,
+        xattr_offsets=np.zeros(2, dtype=np.uint32),
+        extent_row=none32,
+        extent_logical=none32,
+        extent_segment=none32,
+        extent_blocks=none32,
+        segment_size=0,
+    )
+    return compile_tables(toc)
+
+
+class Stack:
+    """Columns of all items of all layers."""
+
+    def __init__(self, layers: Sequence[LayerTables]) -> None:
+        self.layers = [own_layer(), *layers]
+        self.base = np.cumsum([0, *(len(layer) for layer in self.layers)]).astype(np.int64)
+        self.names = Strings.joined([layer.names for layer in self.layers])
+        self.kind = np.concatenate([layer.kind for layer in self.layers])
+        self.major = np.concatenate([layer.major for layer in self.layers])
+        slots = np.cumsum([0, *(len(layer) - layer.rows for layer in self.layers)])
+        self.slot = np.concatenate([layer.directory + np.uint32(base) for layer, base in zip(self.layers, slots, strict=False)])
+        self.slot_key = np.concatenate([layer.key[layer.rows :] for layer in self.layers])
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def layer_of(self, item: int) -> int:
+        """The layer that an item belongs to."""
+        return int(np.searchsorted(self.base, item, side="right")) - 1
+
+    def path(self, item: int) -> str:
+        """An item's path as its layer has it, for messages."""
+        layer = self.layer_of(item)
+        return self.layers[layer].path(item - int(self.base[layer]))
+
+    def same_path(self, mine: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether items whose keys are equal have one parent and one name, byte by byte."""
+        differs = self.names.differing(mine, self.names, other)
+        differs |= self.slot_key[self.slot[mine]] != self.slot_key[self.slot[other]]
+        same: NDArray[np.bool_] = ~differs
+        return same
