@@ -99,11 +99,21 @@ class LayeredRootfs:
     strategy: CloneStrategy
     provider: str = LayeredProvider.name
 
+    @property
+    def path(self) -> Path:
+        """The rootfs file, never to be written."""
+        return self.stored.file
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.stored.name.size
+
     async def clone(self, machine_id: str, directory: Path) -> list[Drive]:
         """See castoff.rootfs.provider."""
         record = MachineRootfs(provider=self.provider, rootfs=str(self.stored.name), layers=self.layers)
         write_machine_rootfs(directory, record)
-        return await self.strategy.clone(self.stored.file, directory, size=self.stored.name.size)
+        return await self.strategy.clone(self.path, directory, size=self.size)
 
     async def release(self, machine_id: str) -> None:
         """Nothing outlives the machine's directory."""
