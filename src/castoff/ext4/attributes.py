@@ -1,7 +1,7 @@
 """Extended attributes as ext4 keeps them: behind the inode where they fit, else in a block that inodes may share.
 
-Source: Documentation/filesystems/ext4/attributes.rst, fs/ext4/xattr.c and fs/ext4/acl.c. Namespaces that ext4 does not have are left
-out, as containerd's unpacker leaves them out. What fits neither into inode and block is refused.
+Source: Documentation/filesystems/ext4/attributes.rst, fs/ext4/xattr.c and fs/ext4/acl.c. Namespaces that ext4 does not have
+are left out, as containerd's unpacker leaves them out. What does not fit into inode and block is refused.
 """
 
 from __future__ import annotations

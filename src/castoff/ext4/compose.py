@@ -19,6 +19,7 @@ from castoff.ext4.directories import DirectoryBlocks, lay_out_directories
 from castoff.ext4.geometry import MAX_SIZE, Contents, Geometry, comfortable_size, geometry, minimum_blocks
 from castoff.ext4.merge import NeedsReplay, Tree, empty_tree, merge, recorded
 from castoff.ext4.numbering import Numbering, number, with_lost_and_found
+from castoff.ext4.replay import replay
 from castoff.ext4.special import Specials, find_specials
 from castoff.ext4.stack import Stack
 from castoff.ext4.structures import BLOCK_SIZE
@@ -100,15 +101,13 @@ def _with_layer(stack: Stack, tree: Tree, index: int) -> Tree:
     try:
         return merge(stack, tree, recorded(stack, index, tree))
     except NeedsReplay:
-        from castoff.ext4.replay import replay
-
         return merge(stack, tree, replay(stack, index, tree))
 
 
 def _composition(applied: _Applied, layout: Geometry, size: int, uuid: bytes) -> Composition:
     placements = tuple(
         Placement(layer, 0, start * BLOCK_SIZE, tables.segment_blocks * BLOCK_SIZE)
-        for layer, (start, tables) in enumerate(zip(layout.segments, applied.stack.layers[1:], strict=True))
+        for layer, (start, tables) in enumerate(zip(layout.segments, applied.stack.layers[1:], strict=False))
         if tables.segment_blocks
     )
     return Composition(

@@ -229,7 +229,7 @@ class Composition:
 
 
 def _bytes_of(data: NDArray[np.generic]) -> memoryview:
-    return memoryview(data.reshape(-1).view(np.uint8))
+    return data.reshape(-1).view(np.uint8).data
 
 
 def _write_all(fd: int, offset: int, data: memoryview) -> None:

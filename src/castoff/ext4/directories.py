@@ -80,7 +80,7 @@ class DirectoryBlocks:
         leaves = np.ones(end - start, dtype=bool)
         leaves[inner] = False
         view[leaves, _WORDS - 2] = _TAIL | 0xDE << 24
-        data = memoryview(words).cast("B")
+        data = words.data.cast("B")
         block_seeds = seeds[owners].tolist()
         for block in np.flatnonzero(leaves).tolist():
             at = block * BLOCK_SIZE
@@ -136,7 +136,7 @@ def _fill_node(words: NDArray[np.uint32], node: _IndexBlock, seed: int) -> None:
     words[at : at + 2 * count : 2] = node.hashes
     words[at] = limit | count << 16
     words[at + 1 : at + 1 + 2 * count : 2] = node.children
-    # The checksum covers the entries in use and the tail's reserved word as zeros, wherever it stands (fs/ext4/namei.c, ext4_dx_csum).
+    # It covers the entries in use and, as zeros, the tail that stands behind all entries (fs/ext4/namei.c, ext4_dx_csum).
     words[_WORDS - 1] = raw_crc(seed, words[: at + 2 * count].tobytes() + bytes(8))
 
 

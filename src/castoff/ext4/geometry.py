@@ -3,8 +3,8 @@
     [ superblock, descriptors ][ bitmaps of all groups ][ inode tables of all groups ][ journal ][ directories, ... ]
     [ segment of layer 0 ][ segment of layer 1 ] ... [ free space ]
 
-flex_bg lets a group's bitmaps and inode table lie anywhere, and sparse_super2 without backups keeps every group free of copies, so
-all metadata stands in front, in one piece, and every byte behind it is a segment's or free. What is not used in front
+flex_bg lets a group's bitmaps and inode table lie anywhere, and sparse_super2 without backups keeps every group free of copies,
+so all metadata stands in front, in one piece, and every byte behind it is a segment's or free. What is not used in front
 (inode tables, the journal) is a hole.
 """
 

@@ -54,7 +54,7 @@ class InodeTable:
             items = self.numbering.item[first:last] - int(self.stack.base[layer])
             base_inodes(tables.inodes, items, inodes[first - start : last - start])
             crcs[first - start : last - start] = tables.crc[items]
-            if layer:
+            if layer and len(tables.inodes.extents.start):
                 patches += self._places(layer, items, first - start)
         patches += self._directories(start, end)
         patches += self._special(start, end)
@@ -130,8 +130,8 @@ class InodeTable:
         low, high = np.searchsorted(specials.treed, (start, end))
         if high > low:
             rows = specials.treed[low:high] - start
-            for word in range(self.tree_words.shape[1]):
-                patches.append(Patch(WORD.BLOCK + word, rows, self.tree_words[low:high, word]))
+            words = self.tree_words[low:high].T
+            patches += [Patch(WORD.BLOCK + word, rows, values) for word, values in enumerate(words)]
             patches.append(Patch(WORD.BLOCKS, rows, (specials.tree_blocks[low:high] * 8).astype(np.uint32)))
         return patches
 

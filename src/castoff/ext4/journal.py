@@ -1,7 +1,7 @@
 """The journal: a file of holes, but for its superblock.
 
-Source: Documentation/filesystems/ext4/journal.rst. Its features are those that the kernel turns on when it mounts a filesystem with
-metadata_csum and 64bit, so that mounting changes nothing but sequence numbers.
+Source: Documentation/filesystems/ext4/journal.rst. Its features are those that the kernel turns on when it mounts a filesystem
+with metadata_csum and 64bit, so that mounting changes nothing but sequence numbers.
 """
 
 from __future__ import annotations

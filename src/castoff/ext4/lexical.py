@@ -8,6 +8,7 @@ keys meet, and a collision is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def directory_tree(toc: Toc) -> DirectoryTree:
     index: dict[tuple[int, bytes], int] = {}
     parents, depths, names = [0], [0], [b""]
     of_path = np.zeros(len(offsets) - 1, dtype=np.uint32)
-    for number, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(offsets)):
         node = 0
         for name in pool[start:end].split(b"/") if end > start else ():
             key = (node, name)
@@ -78,7 +79,7 @@ def directory_tree(toc: Toc) -> DirectoryTree:
     depth = np.array(depths, dtype=np.uint32)
     order = np.argsort(depth, kind="stable")
     bounds = np.searchsorted(depth[order], np.arange(1, int(depth.max()) + 2))
-    levels = [order[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    levels = [order[start:end] for start, end in pairwise(bounds.tolist())]
     return DirectoryTree(np.array(parents, dtype=np.uint32), depth, names, of_path, levels, index)
 
 

@@ -44,6 +44,14 @@ class Tree:
         np.minimum(position, len(self.key) - 1, out=position)
         return position, self.key[position] == keys
 
+    def inserted(self, at: NDArray[np.int64], new: Tree) -> Tree:
+        """The tree with the paths of ``new``, each before the one that is at ``at``."""
+        return Tree(np.insert(self.key, at, new.key), np.insert(self.item, at, new.item), np.insert(self.inode, at, new.inode))
+
+    def only(self, which: NDArray[np.bool_]) -> Tree:
+        """The paths that are marked."""
+        return Tree(self.key[which], self.item[which], self.inode[which])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Changes:
@@ -134,27 +142,26 @@ def merge(stack: Stack, tree: Tree, changes: Changes) -> Tree:
     item[at[puts]] = changes.item[rows[puts]]
     inode[at[puts]] = changes.inode[rows[puts]]
     adds = _has(changes.flags, Flag.EXISTS) & ~hit
-    # find() names the last element where the key would stand behind it.
-    position[changes.key > tree.key[-1]] = len(tree.key)
     return _rebuilt(Tree(tree.key, item, inode), gone, changes, position, adds)
 
 
 def _has(flags: NDArray[np.uint8], bits: int) -> NDArray[np.bool_]:
-    return (flags & np.uint8(bits)) != 0
+    result: NDArray[np.bool_] = (flags & np.uint8(bits)) != 0
+    return result
 
 
 def _rebuilt(tree: Tree, gone: NDArray[np.bool_], changes: Changes, position: NDArray[np.int64], adds: NDArray[np.bool_]) -> Tree:
     """The tree without what is gone and with what a layer adds."""
-    columns = ((tree.key, changes.key), (tree.item, changes.item), (tree.inode, changes.inode))
     if not adds.any() and not gone.any():
         return tree
     at = position[adds]
+    # find() names the last path where the key would stand behind it.
     at[changes.key[adds] > tree.key[-1]] = len(tree.key)
+    new = Tree(changes.key[adds], changes.item[adds], changes.inode[adds])
     if gone.any():
         at -= np.concatenate(([0], np.cumsum(gone)))[at]
-        kept = ~gone
-        return Tree(*(np.insert(old[kept], at, new[adds]) for old, new in columns))
-    return Tree(*(np.insert(old, at, new[adds]) for old, new in columns))
+        tree = tree.only(~gone)
+    return tree.inserted(at, new)
 
 
 def _below(stack: Stack, tree: Tree, hidden: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -176,6 +183,6 @@ def _below(stack: Stack, tree: Tree, hidden: NDArray[np.int64]) -> NDArray[np.bo
             break
     if covers[root]:
         covers[directories] = True
-    below = covers[parent]
+    below: NDArray[np.bool_] = covers[parent]
     below[root] = False
     return below

@@ -114,5 +114,5 @@ def with_lost_and_found(stack: Stack, tree: Tree) -> Tree:
             )
         return tree
     at = int(np.searchsorted(tree.key, key[0]))
-    columns = ((tree.key, key[0]), (tree.item, 1), (tree.inode, 1))
-    return Tree(*(np.insert(old, at, new) for old, new in columns))
+    one = np.ones(1, dtype=np.uint32)
+    return tree.inserted(np.array([at]), Tree(key, one, one))

@@ -104,7 +104,7 @@ def _shared(wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def attribute_words(stack: Stack, sources: NDArray[np.int64], first: int, seed: int) -> NDArray[np.uint32]:
-    """The blocks of extended attributes from ``sources``; ``first`` is the block that the first of them is, ``seed`` the filesystem's."""
+    """Blocks of extended attributes: those of ``sources``, from block ``first`` on; ``seed`` is the filesystem's."""
     words = np.zeros((len(sources), _WORDS), dtype=np.uint32)
     for row, (layer, block, sharers) in enumerate(sources.tolist()):
         words[row] = stack.layers[layer].inodes.attributes.blocks[block]

@@ -25,25 +25,30 @@ LOST_AND_FOUND = b"lost+found"
 @cache
 def own_layer() -> LayerTables:
     """The tables of a root directory with lost+found: root's, as mke2fs makes them."""
-    zero32 = np.zeros(2, dtype=np.uint32)
-    none8, none32 = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.uint32)
-    toc = Toc(
+    return compile_tables(_directories([b"", LOST_AND_FOUND], modes=(0o755, 0o700)))
+
+
+def _directories(names: Sequence[bytes], modes: Sequence[int] = ()) -> Toc:
+    """A layer of directories in its root, root's own and of 1970."""
+    rows = len(names)
+    none8, none32, zero32 = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.uint32), np.zeros(rows, dtype=np.uint32)
+    return Toc(
         directory_pool=none8,
         directory_offsets=np.zeros(2, dtype=np.uint32),
         directory=zero32,
-        name_pool=np.frombuffer(LOST_AND_FOUND, dtype=np.uint8),
-        name_offsets=np.array([0, 0, len(LOST_AND_FOUND)], dtype=np.uint32),
-        kind=np.array([Kind.DIRECTORY] * 2, dtype=np.uint8),
-        mode=np.array([0o755, 0o700], dtype=np.uint16),
+        name_pool=np.frombuffer(b"".join(names), dtype=np.uint8),
+        name_offsets=np.cumsum([0, *map(len, names)]).astype(np.uint32),
+        kind=np.full(rows, Kind.DIRECTORY, dtype=np.uint8),
+        mode=np.array(modes or [0o755] * rows, dtype=np.uint16),
         uid=zero32,
         gid=zero32,
-        mtime=np.zeros(2, dtype=np.int64),
+        mtime=np.zeros(rows, dtype=np.int64),
         mtime_ns=zero32,
-        size=np.zeros(2, dtype=np.uint64),
+        size=np.zeros(rows, dtype=np.uint64),
         rdev_major=zero32,
         rdev_minor=zero32,
         link_pool=none8,
-        link_offsets=np.zeros(3, dtype=np.uint32),
+        link_offsets=np.zeros(rows + 1, dtype=np.uint32),
         xattr=zero32,
         xattr_pool=none8,
         xattr_offsets=np.zeros(2, dtype=np.uint32),
@@ -53,21 +58,43 @@ def own_layer() -> LayerTables:
         extent_blocks=none32,
         segment_size=0,
     )
-    return compile_tables(toc)
 
 
 class Stack:
     """Columns of all items of all layers."""
 
     def __init__(self, layers: Sequence[LayerTables]) -> None:
-        self.layers = [own_layer(), *layers]
+        self.layers: list[LayerTables] = []
+        self.base = np.zeros(1, dtype=np.int64)
+        self.names = Strings.from_list([])
+        self.kind = np.zeros(0, dtype=np.uint8)
+        self.major = np.zeros(0, dtype=np.uint32)
+        self.slot = np.zeros(0, dtype=np.uint32)
+        self.slot_key = np.zeros(0, dtype=np.uint64)
+        self._append([own_layer(), *layers])
+
+    def _append(self, layers: Sequence[LayerTables]) -> None:
+        slots = len(self.slot_key) + np.cumsum([0, *(len(layer) - layer.rows for layer in layers)])
+        placed = [layer.directory + np.uint32(first) for layer, first in zip(layers, slots, strict=False)]
+        self.layers += layers
         self.base = np.cumsum([0, *(len(layer) for layer in self.layers)]).astype(np.int64)
-        self.names = Strings.joined([layer.names for layer in self.layers])
-        self.kind = np.concatenate([layer.kind for layer in self.layers])
-        self.major = np.concatenate([layer.major for layer in self.layers])
-        slots = np.cumsum([0, *(len(layer) - layer.rows for layer in self.layers)])
-        self.slot = np.concatenate([layer.directory + np.uint32(base) for layer, base in zip(self.layers, slots, strict=False)])
-        self.slot_key = np.concatenate([layer.key[layer.rows :] for layer in self.layers])
+        self.names = Strings.joined([self.names, *(layer.names for layer in layers)])
+        self.kind = np.concatenate([self.kind, *(layer.kind for layer in layers)])
+        self.major = np.concatenate([self.major, *(layer.major for layer in layers)])
+        self.slot = np.concatenate([self.slot, *placed])
+        self.slot_key = np.concatenate([self.slot_key, *(layer.key[layer.rows :] for layer in layers)])
+
+    def add_directories(self, names: Sequence[bytes]) -> None:
+        """Appends a layer of directories with these names, which have their place by :meth:`add_slots` only."""
+        if names:
+            self._append([compile_tables(_directories(names))])
+
+    def add_slots(self, keys: Sequence[int]) -> NDArray[np.uint32]:
+        """New slots for the directories with these keys: which slot each of ``keys`` has."""
+        unique, which = np.unique(np.array(keys, dtype=np.uint64), return_inverse=True)
+        first = len(self.slot_key)
+        self.slot_key = np.concatenate([self.slot_key, unique])
+        return (first + which).astype(np.uint32)
 
     def __len__(self) -> int:
         return len(self.kind)

@@ -75,7 +75,7 @@ class Strings:
 
     def differing(self, mine: NDArray[np.int64], other: Strings, theirs: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether string ``mine[i]`` here differs from string ``theirs[i]`` of ``other``, byte by byte."""
-        differs = self.length[mine] != other.length[theirs]
+        differs: NDArray[np.bool_] = self.length[mine] != other.length[theirs]
         counts = self.word_counts[mine]
         counts[differs] = 0
         owner = np.repeat(np.arange(len(mine)), counts)

@@ -69,7 +69,7 @@ def save(tables: LayerTables, path: Path) -> None:
     size = _HEAD.size + len(header)
     for _, column in columns:
         parts.append(bytes(-size % _ALIGNMENT))
-        parts.append(memoryview(np.ascontiguousarray(column).reshape(-1).view(np.uint8)))
+        parts.append(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
         size += -size % _ALIGNMENT + column.nbytes
     crc = 0
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
