@@ -15,7 +15,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ __all__ = [
     "build_image",
     "build_index",
     "compress",
+    "with_manifest",
     "write_docker_archive",
     "write_layout",
     "write_oci_archive",
@@ -247,6 +248,14 @@ def build_image(
         "layers": [blob.descriptor() for blob in blobs],
     }
     return BuiltImage(Blob(_json(manifest), media_type), config_blob, blobs, diff_ids, tars, platform)
+
+
+def with_manifest(image: BuiltImage, manifest: Mapping[str, Any] | bytes) -> BuiltImage:
+    """The image with another manifest: fields replaced (None: removed), or raw bytes."""
+    if not isinstance(manifest, bytes):
+        document = {key: value for key, value in (json.loads(image.manifest.data) | manifest).items() if value is not None}
+        manifest = _json(document)
+    return replace(image, manifest=Blob(manifest, image.manifest.media_type))
 
 
 def layer_type(compression: Compression, *, docker: bool = False) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from oci_builder import (
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
-    Blob,
     BuiltImage,
     BuiltIndex,
     LayerTar,
     build_image,
     build_index,
+    with_manifest,
     write_layout,
 )
 
@@ -50,21 +49,6 @@ async def refusal(directory: Path, image: BuiltImage | BuiltIndex, platform: Pla
         await resolve(directory, image, platform)
     assert len(str(caught.value).splitlines()) == 1
     return caught.value
-
-
-def remade(image: BuiltImage, manifest: Mapping[str, Any] | bytes, *more: Blob) -> BuiltImage:
-    """The image with another manifest (fields replaced, None: removed; or raw bytes)."""
-    if not isinstance(manifest, bytes):
-        document = {key: value for key, value in (json.loads(image.manifest.data) | manifest).items() if value is not None}
-        manifest = json.dumps(document).encode()
-    return BuiltImage(
-        Blob(manifest, image.manifest.media_type),
-        image.config,
-        (*image.layers, *more),
-        image.diff_ids,
-        image.tars,
-        image.platform,
-    )
 
 
 async def test_every_field_of_the_config_arrives(tmp_path: Path) -> None:
@@ -98,7 +82,7 @@ async def test_oci_and_docker_schema_2_with_every_compression(tmp_path: Path, do
     """Media types of both families; without a mediaType field as well, which OCI's may leave out."""
     image = build_image([LAYER], compression=compression, docker=docker)
     assert (await resolve(tmp_path / "a", image)).layers[0].media_type == image.layers[0].media_type
-    assert (await resolve(tmp_path / "b", remade(image, {"mediaType": None}))).layers[0].size == len(image.layers[0].data)
+    assert (await resolve(tmp_path / "b", with_manifest(image, {"mediaType": None}))).layers[0].size == len(image.layers[0].data)
 
 
 async def test_docker_says_null_where_oci_says_nothing(tmp_path: Path) -> None:
@@ -232,7 +216,7 @@ async def test_broken_and_hostile_manifests_are_refused_clearly(
     tmp_path: Path, fields: dict[str, Any], kind: type[CastoffError], word: str
 ) -> None:
     """What, where, and what to do."""
-    error = await refusal(tmp_path, remade(build_image([LAYER]), fields))
+    error = await refusal(tmp_path, with_manifest(build_image([LAYER]), fields))
     assert type(error) is kind
     assert word in str(error)
     assert str(tmp_path) in str(error)
@@ -243,7 +227,7 @@ async def test_broken_and_hostile_manifests_are_refused_clearly(
 )
 async def test_bytes_that_are_no_manifest(tmp_path: Path, data: bytes) -> None:
     """Empty, cut off, deeply nested, not UTF-8: all end the same way."""
-    assert isinstance(await refusal(tmp_path, remade(build_image([LAYER]), data)), Invalid)
+    assert isinstance(await refusal(tmp_path, with_manifest(build_image([LAYER]), data)), Invalid)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +280,6 @@ async def test_non_distributable_layers_are_layers_where_they_are_there(tmp_path
     image = build_image([LAYER], docker=True)
     rows = json.loads(image.manifest.data)["layers"]
     rows[0]["mediaType"] = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-    found = await resolve(tmp_path, remade(image, {"layers": rows}))
+    found = await resolve(tmp_path, with_manifest(image, {"layers": rows}))
     assert found.layers[0].media_type.endswith("foreign.diff.tar.gzip")
     assert image.config.media_type == DOCKER_CONFIG

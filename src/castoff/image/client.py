@@ -12,11 +12,11 @@ from castoff.image.auth import Authorizer
 from castoff.image.connect import Broken
 from castoff.image.credentials import Keyring
 from castoff.image.endpoint import Endpoint
-from castoff.image.exchange import Request, exchange, explain
+from castoff.image.exchange import Request, exchange, explain, follow
 from castoff.image.retry import Backoff
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Response, Transport
-from castoff.image.url import Origin, Scheme, Url
+from castoff.image.url import SCHEMES, Origin, Scheme, Url
 
 __all__ = ["RegistryClient"]
 
@@ -74,6 +74,9 @@ class RegistryClient:
                     data = b"" if (response.length or 0) > limit else await response.read(limit)
                     if len(data) > limit or (response.length or 0) > limit:
                         raise LimitExceeded(f"{what}, in bytes,", limit=limit, setting="image.max_manifest_size")
+                    if not data:
+                        # http.client takes a connection that closes within the headers for their end.
+                        raise Broken(f"{response.url.origin} answers with nothing for {what}", hint="try again later")
                     return data, response.headers
             except Broken as error:
                 await backoff.wait(error)
@@ -89,26 +92,24 @@ class RegistryClient:
 
         Nothing secret goes along: credentials are shown only after a challenge, and that settles the scheme.
         """
-        plain = Request(method, self._url("http", path), headers)
-        try:
-            response = await exchange(self._transport, plain, Backoff(self._settings, retries=0), self._settings)
-        except Unavailable as error:
-            failure = error
-        else:
-            if response.status != 400 or "Docker-Distribution-Api-Version" in response.headers:
-                self._scheme = "http"
-                return response
-            failure = Unavailable(f"{response.url.origin} answers {await explain(response)}")
-        try:
-            secure = Request(method, self._url("https", path), headers)
-            response = await exchange(self._transport, secure, Backoff(self._settings, retries=0), self._settings)
-        except Broken:
-            # No TLS there either: what plain HTTP said is the news, and worth the usual tries.
-            await backoff.wait(failure)
-            self._scheme = "http"
-            return await exchange(self._transport, plain, backoff, self._settings)
-        self._scheme = "https"
+        plain, secure = (Request(method, self._url(scheme, path), headers) for scheme in SCHEMES)
+        response = await self._try(plain)
+        if response is None or _is_tls(response):
+            other = await self._try(secure)
+            if other is not None:
+                if response is not None:
+                    response.close()
+                self._scheme = "https"
+                return await exchange(self._transport, secure, backoff, self._settings, first=other)
+        response = await exchange(self._transport, plain, backoff, self._settings, first=response)
+        self._scheme = "http"
         return response
+
+    async def _try(self, request: Request) -> Response | None:
+        try:
+            return await follow(self._transport, request, self._settings)
+        except Broken:
+            return None  # not spoken there, or nobody there: the tries that follow tell
 
     def _origin(self, scheme: Scheme) -> Origin:
         return self.endpoint.origin(scheme)
@@ -125,3 +126,8 @@ class RegistryClient:
             hint = f"check the name, and what that account may read: docker login {host}"
             return Unauthorized(f"{host} refuses {what}: {text}", hint=hint if with_credentials else f"docker login {host}")
         return Unavailable(f"{host} does not give {what}: {text}")
+
+
+def _is_tls(response: Response) -> bool:
+    """Whether it is what servers of TLS (Go's, nginx) say to plain HTTP; a registry would say that it is one."""
+    return response.status == 400 and "Docker-Distribution-Api-Version" not in response.headers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Iterable
@@ -54,7 +55,8 @@ async def connect_tcp(host: str, port: int, timeout: float) -> socket.socket:
         kind = Broken if error.errno == socket.EAI_AGAIN else Unavailable
         raise kind(f"the name {host} cannot be looked up: {error.strerror}", hint="check the name and this host's DNS") from error
     except OSError as error:
-        raise Broken(f"{shown} cannot be connected to: {error.strerror or error}", hint="check that it runs") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio's own text repeats the address alone
+        raise Broken(f"{shown} cannot be connected to: {reason}", hint="check that it runs") from error
 
 
 def _interleave(addresses: Iterable[_Address]) -> list[_Address]:

@@ -15,7 +15,7 @@ from castoff.image.settings import ImageSettings
 from castoff.image.transport import Response, Transport
 from castoff.image.url import Origin, Url
 
-__all__ = ["Request", "exchange", "explain"]
+__all__ = ["Request", "exchange", "explain", "follow"]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -34,11 +34,16 @@ class Request:
     authorization: str | None = field(default=None, repr=False)
 
 
-async def exchange(transport: Transport, request: Request, backoff: Backoff, settings: ImageSettings) -> Response:
+async def exchange(
+    transport: Transport, request: Request, backoff: Backoff, settings: ImageSettings, *, first: Response | None = None
+) -> Response:
     """The answer to a request; the caller closes it.
 
     Broken connections and answers that say "later" are tried again as long as ``backoff`` allows; any other answer,
     good or bad, is returned.
+
+    Args:
+        first: The answer to the first try, where it was made already.
 
     Raises:
         Unavailable: There was none, or it led astray.
@@ -47,10 +52,11 @@ async def exchange(transport: Transport, request: Request, backoff: Backoff, set
         failure: CastoffError
         retry_after = None
         try:
-            response = await _follow(transport, request, settings)
+            response = first or await follow(transport, request, settings)
         except Broken as error:
             failure = error
         else:
+            first = None
             if response.status not in _TRANSIENT:
                 return response
             retry_after = parse_retry_after(response.headers.get("Retry-After"))
@@ -58,7 +64,8 @@ async def exchange(transport: Transport, request: Request, backoff: Backoff, set
         await backoff.wait(failure, retry_after)
 
 
-async def _follow(transport: Transport, request: Request, settings: ImageSettings) -> Response:
+async def follow(transport: Transport, request: Request, settings: ImageSettings) -> Response:
+    """One try: the answer at the end of any redirects; raises Broken where there is none."""
     url = request.url
     for _ in range(_MAX_REDIRECTS + 1):
         headers = {"User-Agent": "castoff", "Accept-Encoding": "identity", **request.headers}

@@ -93,8 +93,8 @@ async def _rest(what: str, response: Response, offset: int, size: int) -> AsyncG
             missing -= len(piece)
             if piece:
                 yield piece
-            if not missing:
-                break
+            if not missing and response.length is None:
+                break  # the end of such a body may never come; else it comes at once, and the connection is kept
         if missing:
             raise Broken(f"{response.url.origin} ended {what} {missing} bytes before its end", hint="try again later")
         if response.length is None:

@@ -44,6 +44,7 @@ class _Wire:
         self.origin = origin
         self.sock = sock
         self._proxy = proxy
+        self._answer: http.client.HTTPResponse | None = None
         self._client = http.client.HTTPConnection(origin.host, origin.port)
         self._client.auto_open = 0  # a closed connection is an error here, never silently another one
         self._client.sock = sock
@@ -60,7 +61,8 @@ class _Wire:
         if plain_proxy is not None and plain_proxy.authorization:
             fields["Proxy-Authorization"] = plain_proxy.authorization
         self._client.request(method, str(url) if plain_proxy else url.target, body=body, headers=fields)
-        return self._client.getresponse()
+        self._answer = self._client.getresponse()
+        return self._answer
 
     def is_reusable(self) -> bool:
         if self._client.sock is None:
@@ -70,6 +72,8 @@ class _Wire:
         return not poll.poll(0)  # an idle connection that can be read was closed, or says what nobody asked for
 
     def close(self) -> None:
+        if self._answer is not None:
+            self._answer.close()  # it may hold the socket when the client has let go of both
         self._client.close()
         self.sock.close()
 

@@ -12,6 +12,7 @@ from castoff.errors import Invalid
 __all__ = ["Origin", "Url", "split_host"]
 
 Scheme = Literal["http", "https"]
+SCHEMES: tuple[Scheme, Scheme] = ("http", "https")
 _PORTS: dict[Scheme, int] = {"http": 80, "https": 443}
 _SAFE = "!#$%&'()*+,/:;=?@[]~"  # reserved characters, which keep their meaning, and % of what is quoted already
 
