@@ -60,9 +60,14 @@ class Authorizer:
         self._pass: _Pass | None = None
         self._lock = asyncio.Lock()
 
+    @property
+    def expires(self) -> float:
+        """When the present header ends, in ``time.monotonic()``'s seconds; in the past where there is none."""
+        return self._pass.expires if self._pass else float("-inf")
+
     def header(self) -> str | None:
         """The Authorization header that is known to work; None before the registry asked for one."""
-        if self._pass is None or time.monotonic() >= self._pass.expires:
+        if self._pass is None or time.monotonic() >= self.expires:
             return None
         return self._pass.header
 

@@ -131,7 +131,7 @@ def _read_auth(name: str, auth: _Auth) -> Credentials | None:
     username, password = auth.username or "", auth.password or ""
     if auth.auth:
         try:
-            pair = b64decode(auth.auth, validate=False).decode("utf-8")
+            pair = b64decode("".join(auth.auth.split()), validate=True).decode("utf-8")
         except (binascii.Error, UnicodeDecodeError) as error:
             raise Invalid(
                 f"the entry of {name[:100]} in Docker's config.json is not base64", hint="docker login again"
