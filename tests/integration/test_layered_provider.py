@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from castoff.conformance.provider import check_provider
@@ -19,7 +20,6 @@ from castoff.disk.clone import CloneKind
 from castoff.errors import DigestMismatch, Invalid, NoSpace, Unavailable
 from castoff.fakes.image_source import FakeImageSource
 from castoff.image.digest import Digest
-from castoff.image.image import Image, ImageConfig, Layer, Platform
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.layered import LayeredProvider
 from castoff.rootfs.provider import Rootfs, RootfsRequest
@@ -28,7 +28,8 @@ from castoff.store.extents import extents
 from castoff.store.rootfs import COMPOSITION
 from castoff.store.settings import StoreSettings
 from castoff.store.store import Store
-from oci_builder import BuiltImage, LayerTar, build_image
+from image_requests import request_of
+from oci_builder import LayerTar, build_image
 
 MIB = 1 << 20
 
@@ -44,16 +45,6 @@ def lower_layer(files: int = 40) -> LayerTar:
 
 def upper_layer() -> LayerTar:
     return LayerTar().file("etc/motd", b"upper\n").whiteout("data/3").hardlink("etc/link", "data/4").symlink("etc/sym", "motd")
-
-
-def request_of(built: BuiltImage, *, reference: str = "test:latest") -> RootfsRequest:
-    """A request for the image, with a source in memory."""
-    layers = tuple(
-        Layer(Digest.parse(blob.digest), len(blob.data), blob.media_type, Digest.parse(diff_id))
-        for blob, diff_id in zip(built.layers, built.diff_ids, strict=True)
-    )
-    image = Image(reference, Digest.parse(built.digest), Platform(), ImageConfig(), layers)
-    return RootfsRequest(image, FakeImageSource(image, {Digest.parse(blob.digest): blob.data for blob in built.layers}))
 
 
 def opened_by(request: RootfsRequest) -> int:
@@ -294,8 +285,7 @@ async def test_a_full_disk_is_foreseen_before_the_first_byte(small_disk: Path) -
 
 async def test_a_full_disk_is_foreseen_on_the_way(small_disk: Path) -> None:
     """A layer that unpacks to much more than its blob: stopped while there is still room, and nothing is left."""
-    dice = random.Random(3)
-    text = b"".join(bytes([dice.randrange(256)]) * 64 for _ in range(4 * MIB))  # 256 MiB that compress to about 16
+    text = np.repeat(np.frombuffer(random.Random(3).randbytes(4 * MIB), np.uint8), 64).tobytes()  # 256 MiB; a 16th of it packed
     request = request_of(build_image([LayerTar().file("a", text)], compression="zstd"))
     assert sum(layer.size for layer in request.image.layers) < 32 * MIB
     provider = provider_in(small_disk / "state", reserve=16 * MIB)

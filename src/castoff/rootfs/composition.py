@@ -9,6 +9,7 @@ from pathlib import Path
 from castoff import timeline
 from castoff.disk.compose import Written, write_composition
 from castoff.errors import Invalid, NoSpace
+from castoff.ext4 import tablefile
 from castoff.ext4.compose import Composition, compose
 from castoff.ext4.tables import LayerTables, compile_tables
 from castoff.image.digest import Digest
@@ -19,12 +20,20 @@ from castoff.store.layers import StoredLayer
 from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, layered_key
 from castoff.store.store import Store
 
-__all__ = ["build_composed", "compose_layers", "layer_tables"]
+__all__ = ["build_composed", "compile_layer", "compose_layers", "layer_tables"]
+
+
+def compile_layer(directory: Path) -> LayerTables:
+    """Makes the tables of the layer in ``directory`` from its index, and stores them beside it. Blocks."""
+    tables = compile_tables(read_index(directory / "index").toc)
+    tablefile.save(tables, directory / "tables")
+    return tables
 
 
 def layer_tables(directory: Path) -> LayerTables:
-    """The tables of the layer in ``directory``. Blocks."""
-    return compile_tables(read_index(directory / "index").toc)
+    """The stored tables of a layer; made again where they are missing, broken, or of another castoff. Blocks."""
+    found = tablefile.load(directory / "tables")
+    return compile_layer(directory) if found is None else found
 
 
 def compose_layers(reference: str, layers: Sequence[tuple[Digest, LayerTables]], size: int) -> Composition:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from castoff.errors import Conflict, NotFound
+from castoff.image.digest import Digest
 from castoff.store.builds import sweep
 from castoff.store.durable import remove
 from castoff.store.locks import exclusive
@@ -20,7 +21,7 @@ from castoff.store.machines import machine_rootfs
 from castoff.store.rootfs import RootfsName
 from castoff.store.usage import store_usage
 
-__all__ = ["Pruned", "prune", "remove_rootfs"]
+__all__ = ["Pruned", "prune", "remove_layer", "remove_rootfs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,20 @@ def remove_rootfs(root: Path, name: RootfsName) -> None:
         raise Conflict(f"rootfs {name} is in use by {', '.join(users[:5])}", hint="destroy these machines first")
     if not _remove_unused(root, f"rootfs/{name}"):
         raise Conflict(f"rootfs {name} is in use by a process", hint="try again when it is done")
+
+
+def remove_layer(root: Path, diff_id: Digest) -> None:
+    """Removes one layer; root filesystems that share its blocks keep them.
+
+    Raises:
+        Conflict: A machine or a process uses it.
+    """
+    name = f"layers/{diff_id.hex}"
+    users = list(_users(root, name))
+    if users:
+        raise Conflict(f"layer {diff_id} is in use by {', '.join(users[:5])}", hint="destroy these machines first")
+    if not _remove_unused(root, name):
+        raise Conflict(f"layer {diff_id} is in use by a process", hint="try again when it is done")
 
 
 def _remove_unused(root: Path, name: str) -> bool:
