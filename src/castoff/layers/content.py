@@ -27,7 +27,7 @@ def read_layer(blocks: Blocks, segment: Segment, limits: Limits) -> Rows:
         LimitExceeded: A limit was passed.
     """
     rows = Rows(limits)
-    split, add = rows.names.split, rows.add
+    split, hidden, add = rows.names.split, rows.names.hidden, rows.add
     for entry in read_entries(blocks, limits):
         if len(entry.name) > limits.max_path:
             raise LimitExceeded(f"the path {show(entry.name)}", limit=limits.max_path, setting="layers.max_path")
@@ -35,8 +35,8 @@ def read_layer(blocks: Blocks, segment: Segment, limits: Limits) -> Rows:
         if name.startswith(_PREFIX):
             _whiteout(rows, entry, directory, name)
             blocks.skip(entry.stored)
-        elif not name and entry.kind != Kind.DIRECTORY:
-            blocks.skip(entry.stored)  # "resolved to root": ignored, as containerd does
+        elif directory in hidden or (not name and entry.kind != Kind.DIRECTORY):
+            blocks.skip(entry.stored)  # AUFS' own, or "resolved to root", which containerd ignores
         else:
             add(entry, entry.kind, directory, name)
             if entry.kind == Kind.FILE:

@@ -58,7 +58,8 @@ def is_sound(header: bytes) -> bool:
             value = number(field)
         except Invalid:
             return False
-        wanted = _checksums[field] = (1 + value + sum(field) - _SPACES) % 65521
+        wanted = (1 + value + sum(field) - _SPACES) % 65521 if 0 <= value < 65521 else -1
+        _checksums[field] = wanted
     if adler32(header) & 0xFFFF == wanted:
         return True
     value = number(field)

@@ -40,6 +40,8 @@ class Names:
         self._spelled: dict[bytes, int] = {}
         self._known: dict[bytes, int] = {}
         self._budget = limits.max_strings
+        self.hidden: set[int] = set()
+        """Directories in AUFS' own ones at the root (``.wh..wh.plnk``), whose entries are no part of the image."""
         self.directory_pool = bytearray()
         self.directory_offsets = array("I", [0])
         self.names = bytearray()
@@ -98,6 +100,8 @@ class Names:
                 raise LimitExceeded("directories of the layer", limit=self._limits.max_entries, setting="layers.max_entries")
             self.spend(len(path))
             self.directory_pool += path
+            if path.startswith(b".wh..wh."):
+                self.hidden.add(known)
             self.directory_offsets.append(len(self.directory_pool))
         return known
 

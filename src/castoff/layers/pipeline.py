@@ -40,8 +40,9 @@ class Channel(Generic[T]):
             Stopped: The pipeline was stopped.
         """
         item = self._queue.get()
+        if item is None:
+            self._queue.put(None)  # for whoever asks again
         if self._pipeline.stopped:
-            self._queue.put(None)
             raise Stopped
         return item
 
