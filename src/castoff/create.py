@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from castoff.config import Config
-from castoff.errors import NotFound
+from castoff.errors import Invalid, NotFound
 from castoff.image.image import Image, Platform
 from castoff.image.opening import open_source
 from castoff.image.reference import parse_reference
@@ -31,8 +31,8 @@ from castoff.machine.records import MachineRecords
 from castoff.rootfs.chain import configured_chain
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs, RootfsProvider, RootfsRequest
+from castoff.store.builds import uninterrupted
 from castoff.store.store import Store
-from castoff.timeline import step
 from castoff.vmm.initramfs import assemble
 from castoff.vmm.vmm import MachineSpec
 
@@ -49,13 +49,16 @@ async def create(
     Raises:
         CastoffError: A step failed; all that came before it was undone.
     """
+    network = config.machine.network == "user" if request.network is None else request.network
+    if request.ports and not network:
+        raise Invalid("a port cannot be published of a machine without a network", hint="leave --publish or --network none away")
     machine_id = new_machine_id()
     name = check_name(request.name) if request.name else machine_id
     async with (
         contextlib.AsyncExitStack() as undo,
+        _beside(prepare(config.vmm, request, store)) as prepared,
         opened(request.image, request.platform, config=config, store=store) as (source, image),
     ):
-        prepared = await undo.enter_async_context(_beside(prepare(config.vmm, request, store)))
         guest = guest_settings(image.config, request, hostname=name, linger=config.vmm.linger_seconds)
         record = MachineRecord(
             id=machine_id,
@@ -68,9 +71,8 @@ async def create(
             digest=str(image.digest),
             command=guest.argv,
         )
-        with step("machine.records"):
-            directory = await asyncio.to_thread(records.add, record)
         undo.push_async_callback(asyncio.to_thread, records.remove, machine_id)
+        directory = await uninterrupted(records.add, record)
 
         rootfs = await locate(request, image, source, providers)
         undo.push_async_callback(rootfs.release, machine_id)
@@ -87,14 +89,14 @@ async def create(
             initramfs=initramfs,
             drives=tuple(drives),
             ports=request.ports,
-            network=config.machine.network == "user" if request.network is None else request.network,
+            network=network,
         )
         handle = await vmm.start(spec)
         undo.push_async_callback(handle.kill)
         record = msgspec.structs.replace(record, state=MachineState.STARTED, vmm=vmm.name, vmm_state=handle.state())
-        written = await undo.enter_async_context(_beside(asyncio.to_thread(records.update, record)))
-        machine = await boot(record, records=records, handle=handle, rootfs=rootfs, timeout=config.machine.boot_timeout)
-        await written
+        async with _beside(uninterrupted(records.update, record)) as written:
+            machine = await boot(record, records=records, handle=handle, rootfs=rootfs, timeout=config.machine.boot_timeout)
+            await written
         undo.pop_all()
     return machine
 

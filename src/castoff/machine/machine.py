@@ -18,6 +18,7 @@ from castoff.machine.records import MachineRecords
 from castoff.rootfs.provider import Rootfs
 from castoff.timeline import step
 from castoff.vmm.channel import Exit, GuestChannel, Output, Ready
+from castoff.vmm.process import last_lines
 from castoff.vmm.vmm import VmmHandle
 
 __all__ = ["Machine", "MachineLost", "console_tail", "lost"]
@@ -35,7 +36,8 @@ class MachineLost(Unavailable):
     """
 
     def __init__(self, what: str, *, console: str) -> None:
-        super().__init__(what, hint="the guest's console tells why" if console else "its console is empty: the VMM itself failed")
+        nothing = "its console is empty: give it more --memory, or another --kernel"
+        super().__init__(what, hint="its console tells why" if console else nothing)
         self.console = console
 
 
@@ -186,7 +188,11 @@ class Machine:
 
 
 def lost(error: CastoffError, handle: VmmHandle) -> MachineLost:
-    """``error`` of the guest channel as the machine's end, with what its console says."""
+    """``error`` of the guest channel as the machine's end, with what its console says, or else its VMM."""
+    if isinstance(error, Unavailable):  # how the connection broke is of no interest: it did when the VMM ended
+        console = console_tail(handle.console)
+        said = "" if console else last_lines(handle.console.with_name("vmm.log"))
+        return MachineLost(f"the machine ended before its command did{said and ': '}{said}", console=console)
     return MachineLost(error.what, console=console_tail(handle.console))
 
 

@@ -20,6 +20,7 @@ import msgspec
 from castoff.errors import CastoffError, Conflict, Internal, Invalid, NoSpace, NotFound
 from castoff.machine.identity import Owner
 from castoff.machine.model import MachineRecord, parse_machine_id
+from castoff.timeline import step
 
 __all__ = ["MachineRecords"]
 
@@ -52,7 +53,7 @@ class MachineRecords:
         """
         place = self.path(record.id)
         making = self._directory / f"{_DEBRIS}{record.owner}.{record.id}"
-        with _disk(place):
+        with step("machine.records", machine=record.id), _disk(place):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o711)
             making.mkdir(mode=0o711)
             try:
