@@ -65,7 +65,7 @@ def live_items(stack: Stack, numbering: Numbering, layer: int) -> tuple[NDArray[
 def find_specials(stack: Stack, numbering: Numbering) -> Specials:
     """Finds the inodes that need blocks."""
     symlinks, treed, counts = [], [], []
-    attributed, wanted = [], []
+    attributed, wanted = _root_attributes(stack, numbering)
     for number, layer in enumerate(stack.layers):
         items, first = live_items(stack, numbering, number)
         long = (layer.kind[items] == Kind.SYMLINK) & (layer.inodes.inline.length[items] >= FAST_SYMLINK)
@@ -87,6 +87,15 @@ def find_specials(stack: Stack, numbering: Numbering) -> Specials:
         np.concatenate(attributed),
         *_shared(np.concatenate(wanted)),
     )
+
+
+def _root_attributes(stack: Stack, numbering: Numbering) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """The root, if it has a block of attributes, and that block: it is among no layer's live items."""
+    number = stack.layer_of(int(numbering.item[0]))
+    columns = stack.layers[number].inodes
+    block = int(columns.attributes.block[columns.attribute_set[numbering.item[0] - stack.base[number]]])
+    root = np.zeros(int(block >= 0), dtype=np.int64)
+    return [root], [root + (number << 32) + block]
 
 
 def _shared(wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
