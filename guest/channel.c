@@ -129,7 +129,7 @@ void channel_changed(void) {
     for (int i = 0; i < CHANNELS; i++) channels[i].gone = false;
 }
 
-bool channel_has_client(int channel) { return channels[channel].greeted; }
+bool channel_has_client(int channel) { return channels[channel].greeted && !channels[channel].gone; }
 
 /* --- frames to the host ------------------------------------------------------------------------------------------ */
 
@@ -168,7 +168,8 @@ static bool frame_state(struct channel *c, struct session *s) {
         put64(payload + 16, s->exec_ns);
         s->ready_sent = true;
     } else if (s->in.ack_pending) {
-        put64(frame(c, GUEST_ACKNOWLEDGE, 0, s->id, 8), s->in.written);
+        uint64_t given = s->in.received - s->in.added; /* of the host's bytes */
+        put64(frame(c, GUEST_ACKNOWLEDGE, 0, s->id, 8), s->in.written < given ? s->in.written : given);
         s->in.ack_pending = false;
     } else if (s->state == SESSION_EXITED && s->out[0].eof_sent && s->out[1].eof_sent && !s->exit_sent) {
         frame_exit(c, s->id, s->code, s->signal, s->oom, s->message);
@@ -341,7 +342,9 @@ static void read_frames(struct channel *c) {
         ssize_t got = read(c->fd, c->in + c->in_size, sizeof c->in - c->in_size);
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
         if (got <= 0) {
-            forget_client(c);
+            /* Of a port, 0 says that the host's end is closed, or that the driver was not yet told that it is open: then data
+             * may have come before. Whoever opens it next says hello, which is when its predecessor is forgotten. */
+            if (by_vsock) forget_client(c);
             c->gone = true;
             return;
         }

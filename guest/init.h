@@ -79,6 +79,7 @@ struct input {
     int fd;
     uint8_t *ring;
     uint64_t received, written;
+    uint64_t added;   /* bytes of them that are not the host's: a terminal's end of input */
     bool eof;         /* the host will send no more */
     bool ack_pending;
 };

@@ -88,8 +88,8 @@ static const char *mount_overlay(const char *base, const char *upper) {
 
 const char *rootfs_mount(const struct cmdline *cmdline) {
     char root[64], base[64];
-    /* Drives are there when virtio_blk has loaded; a slow VMM is given five seconds all the same. */
-    for (int tries = 0; tries < 1000; tries++) {
+    /* Drives are there when virtio_blk has loaded; a slow VMM is given two seconds all the same. */
+    for (uint64_t until = now_ns() + 2000000000ull; now_ns() < until;) {
         if (find_drive(cmdline, "root", root, sizeof root))
             return mount(root, "/newroot", "ext4", MS_NOATIME, "") < 0 ? fail("mounting the root drive", root) : NULL;
         if (find_drive(cmdline, "base", base, sizeof base) && find_drive(cmdline, "upper", root, sizeof root))

@@ -184,7 +184,9 @@ void session_input_end(struct session *s) {
     if (s->in.eof) return;
     s->in.eof = true;
     uint8_t end = 4; /* a terminal's end of input is a character */
-    if (s->master >= 0) session_input(s, s->in.received, &end, 1);
+    if (s->master < 0) return;
+    session_input(s, s->in.received, &end, 1);
+    s->in.added = 1;
 }
 
 static void write_input(struct session *s) {
