@@ -28,8 +28,8 @@ from castoff.ext4.superblock import JOURNAL_INODE, TIME, superblock
 __all__ = ["Composition", "Placement"]
 
 _CHUNK_BLOCKS = 64
-_WINDOW = 1024
-"""Blocks made and written at once: 4 MiB."""
+_WINDOW = 512
+"""Blocks made and written at once: 2 MiB, which stay in the cache between being made and being written."""
 _PER_BLOCK = BLOCK_SIZE // INODE.itemsize
 
 Piece = tuple[int, memoryview]
@@ -144,7 +144,7 @@ class Composition:
         return describe_groups(layout, Runs(np.concatenate(starts), np.concatenate(ends)), last, numbers, self.seed)
 
     def _pieces(self) -> Iterator[Piece]:
-        """All that is written, by ascending offset."""
+        """All that is written, by ascending offset; a piece is valid until the next one is asked for."""
         layout, groups = self.layout, self._groups
         journal = journal_inode(layout, JOURNAL_INODE, self.seed, TIME)
         first = bytes(1024) + superblock(
@@ -204,28 +204,37 @@ class Composition:
         yield (self.layout.block_bitmaps + first) * BLOCK_SIZE, memoryview(run)
 
     def _inode_table(self, table: InodeTable, journal: NDArray[np.void]) -> Iterator[Piece]:
-        """The used part of the inode tables, which lie one after another."""
-        start = self.layout.inode_tables * BLOCK_SIZE
-        own = np.zeros(FIRST_INODE - 1, dtype=INODE)
-        own[ROOT_INODE - 1] = table.fill(0, 1)[0]
-        own[JOURNAL_INODE - 1] = journal[0]
-        # The first window ends with a block, as do all but the last, so that whole blocks are written.
-        index, ahead = 1, own
+        """The used part of the inode tables, which lie one after another; one buffer serves all windows."""
+        offset = self.layout.inode_tables * BLOCK_SIZE
+        window = np.zeros(_WINDOW * _PER_BLOCK, dtype=INODE)
+        table.fill(0, 1, window[ROOT_INODE - 1 : ROOT_INODE])
+        window[JOURNAL_INODE - 1] = journal[0]
+        index, used = 1, FIRST_INODE - 1
         while True:
-            end = min(index + _WINDOW * _PER_BLOCK - len(ahead), self.inodes)
-            data = np.concatenate([ahead, table.fill(index, end)])
-            if end == self.inodes:
-                data = np.concatenate([data, np.zeros(-len(data) % _PER_BLOCK, dtype=INODE)])
-            yield start, _bytes_of(data)
-            start += data.nbytes
-            index, ahead = end, own[:0]
+            end = min(index + len(window) - used, self.inodes)
+            table.fill(index, end, window[used : used + end - index])
+            used += end - index
+            data = _bytes_of(window[: -(-used // _PER_BLOCK) * _PER_BLOCK])
+            yield offset, data
+            offset += len(data)
+            index, used = end, 0
             if index == self.inodes:
                 return
+            _clear(window)
 
     def _directory_blocks(self, seeds: NDArray[np.uint32]) -> Iterator[Piece]:
+        window = np.zeros(min(_WINDOW, self.directories.count) * BLOCK_SIZE // 4, dtype=np.uint32)
         for start in range(0, self.directories.count, _WINDOW):
-            words = self.directories.fill(start, min(start + _WINDOW, self.directories.count), seeds)
+            end = min(start + _WINDOW, self.directories.count)
+            words = window[: (end - start) * BLOCK_SIZE // 4]
+            if start:
+                _clear(words)
+            self.directories.fill(start, end, seeds, words)
             yield (self.layout.metadata + start) * BLOCK_SIZE, _bytes_of(words)
+
+
+def _clear(data: NDArray[np.generic]) -> None:
+    data.view(np.uint8)[:] = 0
 
 
 def _bytes_of(data: NDArray[np.generic]) -> memoryview:

@@ -69,9 +69,8 @@ class DirectoryBlocks:
         """All directories' blocks."""
         return int(self.first[-1])
 
-    def fill(self, start: int, end: int, seeds: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """The words of blocks ``start`` to ``end``; ``seeds`` are the directories' inodes' checksum seeds."""
-        words = np.zeros((end - start) * _WORDS, dtype=np.uint32)
+    def fill(self, start: int, end: int, seeds: NDArray[np.uint32], words: NDArray[np.uint32]) -> None:
+        """Makes ``words``, zeros till now, blocks ``start`` to ``end``; ``seeds`` are the directories' inodes' checksum seeds."""
         self._fill_entries(words, start, end)
         owners = np.searchsorted(self.first, np.arange(start, end), side="right") - 1
         self._fill_dots(words, start, owners)
@@ -85,7 +84,6 @@ class DirectoryBlocks:
         for block in np.flatnonzero(leaves).tolist():
             at = block * BLOCK_SIZE
             view[block, _WORDS - 1] = raw_crc(block_seeds[block], data[at : at + _LEAF])
-        return words
 
     def _fill_entries(self, words: NDArray[np.uint32], start: int, end: int) -> None:
         numbering, names = self.numbering, self.stack.names

@@ -44,9 +44,8 @@ class InodeTable:
     tree_words: NDArray[np.uint32]
     """[treed, 15] i_block of the inodes whose extents stand in a tree."""
 
-    def fill(self, start: int, end: int) -> NDArray[np.void]:
-        """The inodes of the numbering's indices ``start`` to ``end``."""
-        inodes = np.zeros(end - start, dtype=INODE)
+    def fill(self, start: int, end: int, inodes: NDArray[np.void]) -> None:
+        """Makes ``inodes``, zeros till now, those of the numbering's indices ``start`` to ``end``."""
         crcs = np.empty(end - start, dtype=np.uint32)
         patches = [Patch(WORD.LINKS, slice(None), self.numbering.links[start:end] << np.uint32(16))]
         for layer, first, last in self._pieces(start, end):
@@ -59,7 +58,6 @@ class InodeTable:
         patches += self._directories(start, end)
         patches += self._special(start, end)
         seal(inodes, crcs, self.numbering.number[start:end], advance(self.seed, INODE.itemsize + 8), patches)
-        return inodes
 
     def _pieces(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """(layer, first, last) of the runs of indices whose items are of one layer; the root is a run of its own."""
