@@ -39,7 +39,7 @@ class Published:
     compressed: int
     """Bytes of its layers as the registry has them."""
     unpacked: int
-    """Bytes of its layers on a disk of 4 KiB blocks."""
+    """Bytes of its unpacked layers on a disk of 4 KiB blocks, directories included."""
 
 
 @dataclass(frozen=True, slots=True)

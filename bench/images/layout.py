@@ -24,6 +24,7 @@ EPOCH = 1_700_000_000
 """The time of everything made here, so that the same packages give the same digests."""
 
 
+_BLOCK = 4096
 _UNPACKED = "unpacked"
 """A file beside index.json; readers of layouts pass over what they do not know."""
 
@@ -89,7 +90,7 @@ def _read(layout: Path, descriptor: dict[str, Any]) -> Any:
 
 
 def unpacked(layout: Path) -> int:
-    """Bytes that the contents of all layers take on a disk of 4 KiB blocks."""
+    """Bytes that the files of all layers and their directories take on a disk of 4 KiB blocks."""
     return int((layout / _UNPACKED).read_text())
 
 
@@ -105,7 +106,8 @@ class Layout:
         self._blobs = directory / "blobs" / "sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self.layers: list[Layer] = []
-        self._unpacked = 0
+        self._files = 0
+        self._directories: set[str] = set()
 
     def add_layer(self, fill: Callable[[tarfile.TarFile], None], *, fast: bool = False) -> Layer:
         """Adds the layer whose tar ``fill`` writes; ``fast`` trades size for time."""
@@ -114,7 +116,7 @@ class Layout:
             writer = _HashingWriter(compressed)
             with tarfile.open(fileobj=writer, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as tar:
                 fill(tar)
-                self._unpacked += sum(-(-member.size // 4096) * 4096 for member in tar.getmembers())
+                self._account(tar)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = path.stat().st_size
@@ -125,12 +127,13 @@ class Layout:
 
     def adopt(self, other: Path) -> None:
         """Adds the layers of the finished layout ``other``, by hard links: both images then share them."""
-        self._unpacked += unpacked(other)
         manifest = _read(other, json.loads((other / "index.json").read_text())["manifests"][0])
         for row, diff_id in zip(manifest["layers"], _read(other, manifest["config"])["rootfs"]["diff_ids"], strict=True):
             blob = Blob(row["mediaType"], row["digest"], row["size"])
             name = blob.digest.removeprefix("sha256:")
             (self._blobs / name).hardlink_to(other / "blobs" / "sha256" / name)
+            with tarfile.open(self._blobs / name) as tar:
+                self._account(tar)
             self.layers.append(Layer(blob, diff_id))
 
     def finish(self, tag: str, process: dict[str, Any]) -> str:
@@ -158,9 +161,16 @@ class Layout:
         entry = blob.descriptor() | {"annotations": {"org.opencontainers.image.ref.name": tag}}
         index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
         (self.directory / "index.json").write_text(json.dumps(index))
-        (self.directory / _UNPACKED).write_text(str(self._unpacked))
+        (self.directory / _UNPACKED).write_text(str(self._files + _BLOCK * len(self._directories)))
         (self.directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         return blob.digest
+
+    def _account(self, tar: tarfile.TarFile) -> None:
+        """Counts what a layer would take unpacked, as ``du`` counts it on ext4: a directory has a block at least."""
+        for member in tar.getmembers():
+            self._files += -(-member.size // _BLOCK) * _BLOCK
+            if member.isdir():
+                self._directories.add(member.name)
 
     def _add_json(self, media_type: str, value: object) -> Blob:
         data = json.dumps(value, sort_keys=True).encode()
