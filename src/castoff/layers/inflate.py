@@ -127,7 +127,7 @@ class _Gzip:
     def __init__(self, source: _Input) -> None:
         from isal import igzip_lib, isal_zlib
 
-        self._errors = (OSError, cast("type[Exception]", igzip_lib.error))  # its stub has it as an instance
+        self._errors = (OSError, OverflowError, cast("type[Exception]", igzip_lib.error))  # its stub has it as an instance
         # The reader behind isal.igzip.IGzipFile: unlike that file and unlike decompressobj it writes into the caller's
         # buffer, so that nothing is allocated or copied for each piece.
         self._read = isal_zlib._GzipReader(source, _INPUT).readinto  # type: ignore[arg-type]

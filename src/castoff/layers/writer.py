@@ -66,6 +66,7 @@ class SegmentFile:
                 self._take(buffer)
                 pool.give(buffer)
             os.ftruncate(self._descriptor, self.size)
+            os.ftruncate(self._descriptor, self.size)  # gives back what was reserved, which growing (by zeros) does not
             os.fsync(self._descriptor)
         except OSError as error:
             raise translate(error, self._path, self.size + CHUNK) from error

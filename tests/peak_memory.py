@@ -1,0 +1,82 @@
+"""Converts large synthetic layers in a process of its own and prints that process' peak memory in kB.
+
+python tests/peak_memory.py DIRECTORY large|million COUNT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import sys
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from castoff.image.digest import Digest
+from castoff.image.image import Layer
+from castoff.layers.convert import convert
+from castoff.layers.settings import Limits
+
+__all__: list[str] = []
+
+
+def headers(names: list[bytes], size: int) -> bytes:
+    """One tar header for each name, all at once: a million take a second."""
+    head = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0" + b" " * 8 + b"0"
+    joined = b"".join(name.ljust(100, b"\0") + head.ljust(412, b"\0") for name in names)
+    blocks = np.frombuffer(joined, np.uint8).reshape(-1, 512).copy()
+    sums = blocks.sum(axis=1, dtype=np.int64)
+    for digit in range(6):
+        blocks[:, 153 - digit] = ord("0") + (sums >> 3 * digit & 7)
+    blocks[:, 154] = 0
+    return blocks.tobytes()
+
+
+def tar(kind: str) -> Iterator[bytes]:
+    """A tar of 400 MB in large files, or of a million empty ones."""
+    if kind == "large":
+        data = bytes(range(256)) * 16384
+        for number in range(100):
+            yield headers([b"f%d" % number], len(data)) + data
+    else:
+        for number in range(1000):
+            yield headers([b"usr/lib/python3/dist-packages/d%d/name-of-a-file-%d" % (number, at) for at in range(1000)], 0)
+    yield bytes(1024)
+
+
+def build(kind: str) -> tuple[bytes, str]:
+    """The tar, gzipped, and its diffID."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    digest = hashlib.sha256()
+    parts = []
+    for part in tar(kind):
+        digest.update(part)
+        parts.append(packer.compress(part))
+    parts.append(packer.flush())
+    return b"".join(parts), digest.hexdigest()
+
+
+async def pieces(blob: bytes) -> AsyncIterator[bytes]:
+    """As a registry hands it over."""
+    for at in range(0, len(blob), 65536):
+        yield blob[at : at + 65536]
+
+
+async def main(directory: Path, kind: str, count: int) -> None:
+    """Converts ``count`` such layers at once."""
+    blob, diff_id = build(kind)
+    layer = Layer(Digest.of(blob), len(blob), "application/vnd.oci.image.layer.v1.tar+gzip", Digest(diff_id))
+    for number in range(count):
+        (directory / str(number)).mkdir()
+    await asyncio.gather(*(convert(layer, pieces(blob), directory / str(number), Limits()) for number in range(count)))
+    # ru_maxrss would start at what the parent had when it forked
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert peak is not None
+    print(peak[1])
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
