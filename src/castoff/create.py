@@ -56,7 +56,7 @@ async def create(
     name = check_name(request.name) if request.name else machine_id
     async with (
         contextlib.AsyncExitStack() as undo,
-        _beside(prepare(config.vmm, request, store)) as prepared,
+        _beside(prepare(config.vmm, request, store, network=network)) as prepared,
         opened(request.image, request.platform, config=config, store=store) as (source, image),
     ):
         guest = guest_settings(image.config, request, hostname=name, linger=config.vmm.linger_seconds)

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castoff.config import Config, load
-from castoff.errors import Conflict
+from castoff.errors import Conflict, NotFound
 from castoff.image.image import Image, Layer, Platform
 from castoff.machine.model import MachineRequest, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.rootfs.context import ProviderContext
+from castoff.store.rootfs import RootfsName
 from castoff.store.store import Store
 
 if TYPE_CHECKING:
     from castoff.build import BuiltRootfs
     from castoff.machine.machine import Machine
+    from castoff.rootfs.verify import Verdict
     from castoff.store.prune import Pruned
     from castoff.store.usage import Usage
 
@@ -150,6 +152,33 @@ class Host:
         await self._sweep()  # what a dead machine stood on is unused
         return await asyncio.to_thread(prune, self.store.root, limit=limit, dry_run=dry_run)
 
+    async def verify(self, *, repair: bool = False) -> tuple[Verdict, ...]:
+        """Hashes every layer again, composes every rootfs again, and compares; with ``repair`` what is broken goes."""
+        from castoff.rootfs.verify import verify_store
+
+        return await verify_store(self.store, repair=repair)
+
+    async def verify_rootfs(self, name: str) -> Verdict:
+        """Checks one rootfs of the store, ``<key>-<size>``, and its layers.
+
+        Raises:
+            NotFound: It is not here.
+        """
+        from castoff.rootfs.verify import verify_rootfs
+
+        return await verify_rootfs(self.store, _rootfs_name(name))
+
+    async def remove_rootfs(self, name: str) -> None:
+        """Removes one rootfs of the store, ``<key>-<size>``; its layers stay.
+
+        Raises:
+            NotFound: It is not here.
+            Conflict: A machine or a process uses it.
+        """
+        from castoff.store.prune import remove_rootfs
+
+        await asyncio.to_thread(remove_rootfs, self.store.root, _rootfs_name(name))
+
     async def remove(self, name_or_id: str, *, force: bool = False) -> None:
         """Removes a machine: one that ended, or with ``force`` one that runs.
 
@@ -168,3 +197,10 @@ class Host:
     def _is_present(self, layer: Layer) -> bool:
         found = self.store.layer(layer.diff_id)
         return found is not None and found.complete
+
+
+def _rootfs_name(text: str) -> RootfsName:
+    name = RootfsName.parse(text)
+    if name is None:
+        raise NotFound(f"{text[:100]!r} names no root filesystem", hint="`castoff rootfs list` shows those that are here")
+    return name

@@ -96,8 +96,9 @@ def _store(context: click.Context, parameter: click.Parameter, value: Any) -> No
 
 def global_options(*, environment: bool) -> list[click.Option]:
     """The global options, for the root (which reads their environment variables too) and for each subcommand."""
-    directory = click.Path(file_okay=False, path_type=Path)
-    file = click.Path(dir_okay=False, path_type=Path)
+    # Not click's business whether they can be read: whoever reads them says more than "is not readable".
+    directory = click.Path(readable=False, path_type=Path)
+    file = click.Path(readable=False, path_type=Path)
 
     def option(*names: str, env: str | None = None, **rest: Any) -> click.Option:
         return click.Option(

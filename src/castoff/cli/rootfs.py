@@ -14,12 +14,14 @@ from castoff.cli.globals import Globals
 from castoff.cli.parameters import parse_platform, parse_size
 from castoff.cli.session import on_host
 from castoff.cli.text import columns, duration, size
+from castoff.cli.verdicts import tell_verdicts
 from castoff.errors import Conflict, NotFound
 from castoff.image.image import Platform
 
 if TYPE_CHECKING:
     from castoff.build import BuiltRootfs
     from castoff.host import Host
+    from castoff.rootfs.verify import Verdict
     from castoff.store.usage import RootfsUsage
 
 __all__ = ["command"]
@@ -89,6 +91,37 @@ def show(shared: Globals, name: str) -> None:
         *(("layer", layer) for layer in one.layers),
     ]
     shared.answer(_as_json(one), lambda: columns(facts))
+
+
+@command.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.pass_obj
+def remove(shared: Globals, names: tuple[str, ...]) -> None:
+    """Remove some: NAME as of `show`. Their layers stay; those that a machine uses are refused."""
+
+    async def work(host: Host) -> list[str]:
+        removed = []
+        for name in names:
+            one = await _one(host, name)
+            await host.remove_rootfs(one.name)
+            removed.append(one.name)
+        return removed
+
+    removed = on_host(shared, work)
+    shared.answer({"removed": removed}, lambda: "\n".join(removed))
+
+
+@command.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.pass_obj
+def verify(shared: Globals, names: tuple[str, ...]) -> int:
+    """Compose some (or all) again from their layers, and compare. Exits with 1 where one is damaged."""
+
+    async def work(host: Host) -> list[Verdict]:
+        chosen = [await _one(host, name) for name in names] if names else await _all(host)
+        return [await host.verify_rootfs(one.name) for one in chosen]
+
+    return tell_verdicts(shared, on_host(shared, work))
 
 
 def _as_json(one: RootfsUsage) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from castoff.cli.globals import Globals
 from castoff.cli.parameters import parse_size
 from castoff.cli.session import on_host
 from castoff.cli.text import columns, size
+from castoff.cli.verdicts import tell_verdicts
 
 if TYPE_CHECKING:
     from castoff.host import Host
@@ -66,6 +67,14 @@ def prune(shared: Globals, limit: int | None, dry_run: bool) -> None:
     freed = "" if dry_run else f", {size(pruned.before - pruned.after)} are free again"
     text = f"{verb} {len(pruned.rootfs)} root filesystems and {len(pruned.layers)} layers{freed}"
     shared.answer(asdict(pruned) | {"dry_run": dry_run}, lambda: text)
+
+
+@command.command()
+@click.option("--repair", is_flag=True, help="Remove what is damaged, where nothing uses it; it is made again when it is needed.")
+@click.pass_obj
+def verify(shared: Globals, repair: bool) -> int:
+    """Hash all layers again, compose all root filesystems again, and compare. Exits with 1 where something is damaged."""
+    return tell_verdicts(shared, on_host(shared, lambda host: host.verify(repair=repair)))
 
 
 @command.command()

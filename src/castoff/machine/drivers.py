@@ -42,8 +42,14 @@ def open_vmm(name: str, settings: VmmSettings, state: Path) -> Vmm:
     raise Invalid(f"{name[:60]!r} is no VMM", hint=f"there are: {', '.join(DRIVERS)}")
 
 
-async def prepare(settings: VmmSettings, request: MachineRequest, store: Store) -> tuple[Kernel, Vmm]:
+async def prepare(settings: VmmSettings, request: MachineRequest, store: Store, *, network: bool) -> tuple[Kernel, Vmm]:
     """The kernel and the driver for a machine. Needs nothing of its image, so it runs while that is fetched.
+
+    Args:
+        settings: Of kernels and drivers.
+        request: May name either.
+        store: Keeps kernels, and what probes found.
+        network: Whether the machine wants a user network, which not every driver has.
 
     Raises:
         CastoffError: There is no kernel, or no driver that can run it.
@@ -52,28 +58,30 @@ async def prepare(settings: VmmSettings, request: MachineRequest, store: Store) 
         chosen = msgspec.structs.replace(settings.kernel, file=request.kernel.absolute(), modules=None)
         settings = msgspec.structs.replace(settings, kernel=chosen)
     kernel = await find_kernel(settings, store.kernels)
-    return kernel, await _choose(settings, request.vmm, kernel, store.state)
+    return kernel, await _choose(settings, request.vmm, kernel, store.state, network=network)
 
 
-async def _choose(settings: VmmSettings, asked: str | None, kernel: Kernel, state: Path) -> Vmm:
+async def _choose(settings: VmmSettings, asked: str | None, kernel: Kernel, state: Path, *, network: bool) -> Vmm:
     if asked is not None:
         return open_vmm(asked, settings, state)
     problems = []
     for name in settings.order:
-        lack = await _lack(name, settings, kernel, state)
+        lack = await _lack(name, settings, kernel, state, network=network)
         if not lack:
             return open_vmm(name, settings, state)
         problems.append(f"{name}: {lack}")
     raise Unsupported(f"no VMM can run here ({'; '.join(problems)})", hint="`castoff doctor` tells how to get one")
 
 
-async def _lack(name: str, settings: VmmSettings, kernel: Kernel, state: Path) -> str:
+async def _lack(name: str, settings: VmmSettings, kernel: Kernel, state: Path, *, network: bool) -> str:
     """What this host lacks for a driver; empty where it can run."""
     if name == "qemu":
         return "" if shutil.which(settings.qemu.binary) else f"{settings.qemu.binary} is not installed"
     if name == "firecracker":
         if shutil.which(settings.firecracker.binary) is None:
             return f"{settings.firecracker.binary} is not installed"
+        if network:
+            return "it has no user network (--network none does without)"
         from castoff.vmm.probe import kvm_runs
 
         probe = await kvm_runs(settings, kernel.path, state)
