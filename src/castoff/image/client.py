@@ -95,12 +95,13 @@ class RegistryClient:
         plain, secure = (Request(method, self._url(scheme, path), headers) for scheme in SCHEMES)
         response = await self._try(plain)
         if response is None or _is_tls(response):
+            if response is not None:
+                response.close()
             other = await self._try(secure)
             if other is not None:
-                if response is not None:
-                    response.close()
                 self._scheme = "https"
                 return await exchange(self._transport, secure, backoff, self._settings, first=other)
+            response = None  # no TLS either: asked again, plain HTTP will say what is wrong
         response = await exchange(self._transport, plain, backoff, self._settings, first=response)
         self._scheme = "http"
         return response
