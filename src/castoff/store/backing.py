@@ -68,7 +68,9 @@ def open_backing(state: Path, settings: StoreSettings, notice: Notice) -> Backin
         except PermissionError as error:
             raise _foreign(state) from error
         except OSError as error:  # a file, a path through one, /proc, a read-only filesystem
-            raise Invalid(f"{state} cannot hold castoff's state: {error.strerror}", hint="name a directory with --state") from error
+            raise Invalid(
+                f"{state} cannot hold castoff's state: {error.strerror}", hint="name a directory with --state"
+            ) from error
     if not os.access(root / "tmp", os.W_OK | os.X_OK):
         raise _foreign(state)
     return found
