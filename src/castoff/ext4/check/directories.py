@@ -106,6 +106,8 @@ def _read_tree(image: Image, inode: Inode, blocks: list[int]) -> list[Entry]:
             inner += [(child, least if index == 0 else hashed) for index, (child, hashed) in enumerate(below)]
         leaves = inner
     entries = [Entry(b".", dot[0], 2), Entry(b"..", dotdot[0], 2)]
+    if not leaves:
+        return entries
     ends = [least for _, least in leaves[1:]] + [1 << 32]
     before = -1
     for (block, least), end in zip(leaves, ends, strict=True):
