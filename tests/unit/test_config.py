@@ -37,14 +37,18 @@ def _generator() -> ModuleType:
 def test_no_file_is_needed(home: Path) -> None:
     """Every setting has a default; state is absolute."""
     assert load().state.is_absolute()
-    assert load().image.connections == Config().image.connections
+    assert load().image.max_manifest_size == Config().image.max_manifest_size
 
 
 def test_a_file_is_laid_over_the_defaults_and_flags_over_it(home: Path) -> None:
     """Table by table; what it does not name stays."""
     (home / "config.toml").write_text('state = "/srv/castoff"\n[image]\nretries = 9\n[vmm.qemu]\naccelerator = "tcg"\n')
     config = load()
-    assert (config.state, config.image.retries, config.image.connections) == (Path("/srv/castoff"), 9, 8)
+    assert (config.state, config.image.retries, config.image.max_manifest_size) == (
+        Path("/srv/castoff"),
+        9,
+        Config().image.max_manifest_size,
+    )
     assert config.vmm.qemu.accelerator == "tcg"
     assert load(state=Path("/x")).state == Path("/x")
 
@@ -52,9 +56,9 @@ def test_a_file_is_laid_over_the_defaults_and_flags_over_it(home: Path) -> None:
 def test_a_named_file_is_the_only_one(home: Path, tmp_path: Path) -> None:
     """And it must be there."""
     (home / "config.toml").write_text("[image]\nretries = 9\n")
-    (tmp_path / "other.toml").write_text("[image]\nconnections = 2\n")
+    (tmp_path / "other.toml").write_text("[image]\nmax_manifest_size = 2\n")
     config = load(tmp_path / "other.toml")
-    assert (config.image.connections, config.image.retries) == (2, Config().image.retries)
+    assert (config.image.max_manifest_size, config.image.retries) == (2, Config().image.retries)
     with pytest.raises(NotFound, match=r"missing\.toml"):
         load(tmp_path / "missing.toml")
 

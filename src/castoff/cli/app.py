@@ -14,7 +14,7 @@ from castoff.cli.globals import Globals, global_options
 
 __all__ = ["COMMANDS", "COMPLETE_VARIABLE", "Command", "Group", "cli", "execute"]
 
-COMPLETE_VARIABLE = "_CASTOFFCOMPLETE_VARIABLE"
+COMPLETE_VARIABLE = "_CASTOFF_COMPLETE"
 
 COMMANDS = {
     "run": "Run a command in a new machine made from an image.",

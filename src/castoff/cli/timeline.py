@@ -23,7 +23,9 @@ _LIMIT = 16 * 1024 * 1024
 @click.argument("files", nargs=-1, required=True, metavar="[TITLE=]FILE...", type=str)
 @click.pass_obj
 def command(shared: Globals, files: tuple[str, ...]) -> None:
-    """Draw stored timelines (`castoff run --timeline FILE`), several side by side.
+    """Draw stored timelines, several side by side.
+
+    They are the files of `castoff run --timeline FILE`.
 
     \b
     castoff timeline cold=first.json warm=second.json
