@@ -176,7 +176,7 @@ async def test_compressed_rubbish(tmp_path: Path, tar: bytes) -> None:
 async def test_endless_gzip_header(tmp_path: Path) -> None:
     """A file name of megabytes in a gzip header is not gathered in memory."""
     blob = b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (5 << 20)
-    with pytest.raises(Invalid, match="(?i)gzip header"):
+    with pytest.raises(Invalid, match=r"(?i)gzip header"):
         await run(tmp_path, layer_of(blob, b""), blob)
 
 

@@ -268,8 +268,10 @@ def decode_index(data: bytes, limits: Limits | None = None) -> LayerIndex:
     if len(view) < _HEADER.size + _COLUMNS * _COLUMN.size or view[:8] != MAGIC:
         raise Invalid("this is no layer index")
     head = _HEADER.unpack_from(view)
-    _, version, columns, segment_size, chunk_size, entries, directories, extents, sets, chunks, blobs, _, diff_id, digest = head
-    if version != VERSION or columns != _COLUMNS:
+    _, version, columns, segment_size, chunk_size, entries, directories, extents, sets, chunks, blobs, zero, diff_id, digest = (
+        head
+    )
+    if version != VERSION or columns != _COLUMNS or zero:
         raise Invalid(f"the layer index is of version {version}; this castoff reads version {VERSION}")
     if blake3(view[:_DIGEST_AT]).update(view[_HEADER.size :]).digest() != digest:
         raise Invalid("the layer index is damaged: its own checksum is wrong", hint="remove the layer and convert it again")
@@ -280,11 +282,11 @@ def decode_index(data: bytes, limits: Limits | None = None) -> LayerIndex:
     reader = _Reader(view)
     toc = _toc(reader, segment_size, entries, directories, extents, sets, limits)
     digests = reader.pool("chunk digests", 32 * chunks).reshape(chunks, 32)
-    zero = np.unpackbits(reader.pool("zero chunks", -(-chunks // 8)), count=chunks, bitorder="little").astype(np.bool_)
+    zeros = np.unpackbits(reader.pool("zero chunks", -(-chunks // 8)), count=chunks, bitorder="little").astype(np.bool_)
     locations = _locations(reader, chunks, blobs)
     reader.end()
     check_toc(toc)
-    return LayerIndex(Digest(diff_id.hex()), toc, chunk_size, digests, zero, locations)
+    return LayerIndex(Digest(diff_id.hex()), toc, chunk_size, digests, zeros, locations)
 
 
 def _toc(reader: _Reader, segment_size: int, entries: int, directories: int, extents: int, sets: int, limits: Limits) -> Toc:
