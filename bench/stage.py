@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from tests import daemons
 
 from bench.images.__main__ import make
 from bench.images.layout import unpacked
+from bench.measure import used_bytes
 
 __all__ = ["SIZE", "Published", "Stage", "castoff", "stage"]
 
@@ -86,6 +89,15 @@ class Stage:
         for area in areas or ("rootfs", "layers", "images/sha256"):
             for entry in (self.store / area).iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Waits until XFS has given back what was deleted, which it does in the background (fs/xfs/xfs_icache.c, inodegc)."""
+        os.sync()
+        seen = [-1, *(used_bytes(self.store) for _ in range(2))]
+        while len(set(seen[-3:])) > 1:
+            time.sleep(0.05)
+            seen.append(used_bytes(self.store))
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
