@@ -1,6 +1,6 @@
 """Runs a command in a machine, and prints what it says and where the time went.
 
-    python examples/hello.py IMAGE COMMAND...
+python examples/hello.py IMAGE COMMAND...
 """
 
 from __future__ import annotations
