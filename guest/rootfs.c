@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 static char failure[256];
+static bool entered;
 static int upper_fd = -1; /* root of an overlay's upper filesystem, which the new root cannot name */
 
 static const char *fail(const char *what, const char *which) {
@@ -128,6 +129,7 @@ static void mount_standard(void) {
 const char *rootfs_enter(void) {
     if (chdir("/newroot") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
         return fail("entering", "the root filesystem");
+    entered = true;
     mount_standard();
     return NULL;
 }
@@ -149,6 +151,7 @@ static void unmount_others(void) {
 /* Leaves every filesystem clean: called when no process but init is left. */
 void rootfs_leave(void) {
     sync();
+    if (!entered) return;
     unmount_others();
     if (mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0) say("the root filesystem is left unclean: %s", strerror(errno));
     if (upper_fd >= 0 && (fchdir(upper_fd) < 0 || mount(NULL, ".", NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0))
