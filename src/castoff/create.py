@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -21,10 +21,8 @@ from castoff.image.image import Image, Platform
 from castoff.image.opening import open_source
 from castoff.image.reference import parse_reference
 from castoff.image.source import ImageSource
-from castoff.machine.boot import boot
 from castoff.machine.drivers import prepare
 from castoff.machine.identity import Owner
-from castoff.machine.machine import Machine
 from castoff.machine.model import MachineRecord, MachineRequest, MachineState, check_name, new_machine_id
 from castoff.machine.process import guest_settings
 from castoff.machine.records import MachineRecords
@@ -35,6 +33,9 @@ from castoff.store.builds import uninterrupted
 from castoff.store.store import Store
 from castoff.vmm.initramfs import assemble
 from castoff.vmm.vmm import MachineSpec
+
+if TYPE_CHECKING:
+    from castoff.machine.machine import Machine
 
 __all__ = ["create", "locate", "opened"]
 
@@ -94,6 +95,8 @@ async def create(
         handle = await vmm.start(spec)
         undo.push_async_callback(handle.kill)
         record = msgspec.structs.replace(record, state=MachineState.STARTED, vmm=vmm.name, vmm_state=handle.state())
+        from castoff.machine.boot import boot  # 15 ms that the VMM need not wait for
+
         async with _beside(uninterrupted(records.update, record)) as written:
             machine = await boot(record, records=records, handle=handle, rootfs=rootfs, timeout=config.machine.boot_timeout)
             await written

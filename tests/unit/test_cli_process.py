@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -49,7 +48,7 @@ def test_help_costs_at_most_ten_times_python() -> None:
             begun = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             times.append(time.perf_counter() - begun)
-        return statistics.median(times)
+        return min(times)  # the least disturbed by whatever else runs
 
     assert cost([*CASTOFF, "--help"]) < 10 * cost([sys.executable, "-c", "pass"])
 
