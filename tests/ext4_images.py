@@ -18,8 +18,9 @@ from castoff.layers.convert import convert
 from castoff.layers.index import read_index
 from castoff.layers.settings import Limits
 from castoff.layers.toc import Toc
+from ext4_toc import Row, build_toc
 
-__all__ = ["Converted", "compose_file", "convert_tar", "fsck", "place"]
+__all__ = ["Converted", "compose_file", "compose_rows", "convert_tar", "fsck", "place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,23 @@ def compose_file(path: Path, layers: Sequence[Converted], *, size: int | None = 
         written = composition.write(descriptor)
         assert written == composition.metadata_bytes
         place(descriptor, composition, layers)
+    finally:
+        os.close(descriptor)
+    return composition
+
+
+def compose_rows(path: Path, stack: Sequence[Sequence[Row]], *, size: int | None = None) -> Composition:
+    """Writes a complete rootfs file of layers that were written row by row."""
+    built = [build_toc(rows) for rows in stack]
+    tables = [(Digest.of(bytes([number])), compile_tables(toc)) for number, (toc, _) in enumerate(built)]
+    composition = compose(tables, size=size)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        assert composition.write(descriptor) == composition.metadata_bytes
+        for placement in composition.placements:
+            segment = built[placement.layer][1]
+            assert placement.length == len(segment)
+            os.pwrite(descriptor, segment, placement.offset)
     finally:
         os.close(descriptor)
     return composition

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import tempfile
 from collections import Counter
@@ -16,12 +15,9 @@ import ext4_model
 from castoff.errors import Invalid
 from castoff.ext4.check.filesystem import check
 from castoff.ext4.check.walk import File, walk
-from castoff.ext4.compose import compose
-from castoff.ext4.tables import compile_tables
-from castoff.image.digest import Digest
 from castoff.layers.toc import Kind
-from ext4_images import fsck
-from ext4_toc import Row, build_toc
+from ext4_images import compose_rows, fsck
+from ext4_toc import Row
 
 NAMES = [b"a", b"b", b"c", b"\xc3\xa9" + b"x" * 90]
 paths = st.lists(st.sampled_from(NAMES), min_size=1, max_size=4).map(b"/".join)
@@ -62,22 +58,6 @@ def rows(draw: st.DrawFn) -> Row:
 
 
 layers = st.lists(st.lists(rows(), max_size=10), min_size=1, max_size=4)
-
-
-def composed(stack: Sequence[Sequence[Row]], path: Path) -> None:
-    """Composes a stack and writes the whole image."""
-    built = [build_toc(layer) for layer in stack]
-    tables = [(Digest.of(bytes([number])), compile_tables(toc)) for number, (toc, _) in enumerate(built)]
-    composition = compose(tables)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    try:
-        composition.write(descriptor)
-        for placement in composition.placements:
-            segment = built[placement.layer][1]
-            assert placement.length == len(segment)
-            os.pwrite(descriptor, segment, placement.offset)
-    finally:
-        os.close(descriptor)
 
 
 KINDS = {
@@ -124,11 +104,11 @@ def test_any_stack_of_layers_is_what_umoci_would_make(stack: list[list[Row]]) ->
         except ext4_model.Contradiction as error:
             event(f"refused: {error}")
             try:
-                composed(stack, path)
+                compose_rows(path, stack)
             except Invalid:
                 return
             raise AssertionError(f"composed what cannot be: {error}") from error
-        composed(stack, path)
+        compose_rows(path, stack)
         event("composed")
         assert [str(problem) for problem in check(path)] == []
         assert fsck(path) == ""
