@@ -73,7 +73,11 @@ class HostileRegistry:
         try:
             yield self.host
         finally:
+            for connection in server.connections:
+                if connection.transport is not None:
+                    connection.transport.abort()  # whatever a fault still has to say
             await runner.cleanup()
+            await asyncio.sleep(0)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = (await request.read()).decode()

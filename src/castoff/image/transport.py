@@ -101,11 +101,13 @@ class Response:
             Broken: It ended early.
         """
         parts = []
+        size = 0  # not _seen, which is the reading thread's, a batch ahead
         try:
             async with asyncio.timeout(self._transport.patience), aclosing(self.pieces()) as pieces:
                 async for piece in pieces:
                     parts.append(piece)
-                    if self._seen > limit:
+                    size += len(piece)
+                    if size > limit:
                         break
         except TimeoutError as error:
             raise Broken(f"{self.url.origin} is too slow", hint="try again later") from error
