@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of its own: the tests' user may have a configuration."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("CASTOFF_CONFIG", raising=False)
+    monkeypatch.delenv("CASTOFF_STATE", raising=False)
     (tmp_path / "config" / "castoff").mkdir(parents=True)
     return tmp_path / "config" / "castoff"
 
@@ -51,6 +53,16 @@ def test_a_file_is_laid_over_the_defaults_and_flags_over_it(home: Path) -> None:
     )
     assert config.vmm.qemu.accelerator == "tcg"
     assert load(state=Path("/x")).state == Path("/x")
+
+
+def test_the_environment_names_file_and_state(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For programs as for the command line; arguments win."""
+    (tmp_path / "named.toml").write_text('state = "/in/file"\n[image]\nretries = 2\n')
+    monkeypatch.setenv("CASTOFF_CONFIG", str(tmp_path / "named.toml"))
+    assert (load().state, load().image.retries) == (Path("/in/file"), 2)
+    monkeypatch.setenv("CASTOFF_STATE", "/in/environment")
+    assert load().state == Path("/in/environment")
+    assert load(state=Path("/argument")).state == Path("/argument")
 
 
 def test_a_named_file_is_the_only_one(home: Path, tmp_path: Path) -> None:

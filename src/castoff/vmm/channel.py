@@ -372,9 +372,9 @@ class GuestChannel:
                     await self._dispatch(frame)
                 if self._decoder.welcome:
                     self._greeted.set()
-            self._end(Unavailable("the machine ended before its command did", hint="its console log tells why"))
-        except OSError as error:
-            self._end(Unavailable(f"the connection to the guest broke: {error}", hint="its console log may tell why"))
+            self._end(_machine_ended())
+        except OSError:  # a reset: it ended with something of ours unread
+            self._end(_machine_ended())
         except CastoffError as error:
             self._end(error)
 
@@ -392,3 +392,7 @@ class GuestChannel:
         self._greeted.set()
         for session in self._sessions.values():
             session.wake()
+
+
+def _machine_ended() -> Unavailable:
+    return Unavailable("the machine ended before its command did", hint="its console log tells why")

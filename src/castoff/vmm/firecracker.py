@@ -109,7 +109,7 @@ class FirecrackerVmm:
                     f"machine {spec.id} cannot be prepared: {error.filename or ''} {error.strerror}",
                     hint="kernel, drives and the machine's directory must be readable",
                 ) from error
-            process = spawn(command, log=spec.directory / _CONSOLE, owner=None)
+            process = spawn(command, log=spec.directory / _CONSOLE, owner=None, directory=spec.directory)
             handle = FirecrackerHandle(process, spec.directory, jail.host("vsock.sock"))
             try:
                 await self._configure(spec, process, jail.host("api.sock"), requests)
@@ -133,13 +133,13 @@ class FirecrackerVmm:
         owner = owner_for(spec.id, self._settings)
         if owner is None:
             jail = Jail(spec.directory, None)
-            return jail, [binary, "--id", name, "--api-sock", str(jail.host("api.sock"))]
+            return jail, [binary, "--id", name, "--api-sock", jail.socket("api.sock")]
         base = spec.directory / "jail"
         # The jailer itself makes this path of the base, the program's name and the id (its docs/jailer.md).
         jail = Jail(base / Path(binary).resolve().name / name / "root", owner)
         command = [_find(settings.jailer), "--id", name, "--exec-file", str(Path(binary).resolve())]
         command += ["--uid", str(owner.uid), "--gid", str(owner.gid), "--chroot-base-dir", str(base)]
-        return jail, [*command, "--", "--api-sock", "/api.sock"]
+        return jail, [*command, "--", "--api-sock", jail.socket("api.sock")]
 
     async def _configure(
         self, spec: MachineSpec, process: MonitorProcess, socket: Path, requests: list[tuple[str, dict[str, Any]]]
@@ -199,7 +199,7 @@ def configuration(spec: MachineSpec, jail: Jail, *, extra: tuple[str, ...] = ())
     if tap is not None:
         card = {"iface_id": "eth0", "host_dev_name": tap.device} | ({"guest_mac": tap.mac} if tap.mac else {})
         requests.append(("/network-interfaces/eth0", card))
-    requests.append(("/vsock", {"guest_cid": _GUEST_CID, "uds_path": jail.path("vsock.sock")}))
+    requests.append(("/vsock", {"guest_cid": _GUEST_CID, "uds_path": jail.socket("vsock.sock")}))
     requests.append(("/actions", {"action_type": "InstanceStart"}))
     return requests
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,19 @@ __all__ = ["STATUS_UNKNOWN", "MonitorProcess", "Owner", "last_lines", "owner_for
 STATUS_UNKNOWN: Final = -1
 """Exit status of a monitor that an earlier process started: the kernel tells it to the parent only."""
 
-_children: dict[int, subprocess.Popen[bytes]] = {}
-"""Monitors of this process's own, kept until they are reaped: a Popen that is dropped sooner complains."""
+
+class _Child:
+    """A monitor that this process started, and that it alone can reap."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.popen = popen
+
+
+_Key = tuple[int, int]
+_running: dict[_Key, _Child] = {}
+"""Kept until they are reaped: a Popen that is dropped sooner complains."""
+_known: weakref.WeakValueDictionary[_Key, _Child] = weakref.WeakValueDictionary()
+"""Kept as long as anybody has a handle, so that each handle's ``wait`` tells the status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,7 @@ class MonitorProcess:
         self.pid = pid
         self.started = started
         self._descriptor = descriptor
-        self._status: int | None = None
+        self._child = _known.get((pid, started))
 
     @classmethod
     def find(cls, pid: int, started: int) -> MonitorProcess | None:
@@ -77,11 +89,11 @@ class MonitorProcess:
 
     async def wait(self) -> int:
         """Waits for its end; its exit status (-N: signal N, unless it is not ours: ``STATUS_UNKNOWN``)."""
-        if self._status is None:
-            await self._ended()
-            child = _children.pop(self.pid, None)
-            self._status = STATUS_UNKNOWN if child is None else child.wait()
-        return self._status
+        await self._ended()
+        if self._child is None:
+            return STATUS_UNKNOWN
+        _running.pop((self.pid, self.started), None)
+        return self._child.popen.wait()
 
     async def _ended(self) -> None:
         loop = asyncio.get_running_loop()
@@ -108,7 +120,15 @@ class MonitorProcess:
         await self.wait()
 
 
-def spawn(command: Sequence[str], *, log: Path, owner: Owner | None, inherit: Sequence[int] = ()) -> MonitorProcess:
+def spawn(
+    command: Sequence[str],
+    *,
+    log: Path,
+    owner: Owner | None,
+    inherit: Sequence[int] = (),
+    directory: Path = Path("/"),
+    largest_file: int | None = None,
+) -> MonitorProcess:
     """Starts a monitor in a session of its own, so that our terminal's signals and our end do not reach it.
 
     Args:
@@ -116,19 +136,25 @@ def spawn(command: Sequence[str], *, log: Path, owner: Owner | None, inherit: Se
         log: Where its stdout and stderr go.
         owner: Who it runs as; None: us.
         inherit: Descriptors that it gets, under the same numbers.
+        directory: Where it starts.
+        largest_file: Bytes that no file of its may grow beyond.
 
     Raises:
         Unsupported: There is no such program.
         Unavailable: It cannot be started.
     """
+    if largest_file is not None:
+        # A limit of the child's, set between fork and exec without running Python there: prlimit(2) from outside wants
+        # CAP_SYS_RESOURCE once the user has changed. Blocks of 512 bytes (POSIX).
+        command = ["/bin/sh", "-c", f'ulimit -f {-(-largest_file // 512)} && exec "$@"', "sh", *command]
     try:
         with log.open("wb") as output:
-            child = subprocess.Popen(
+            popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd="/",
+                cwd=directory,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
                 pass_fds=inherit,
                 start_new_session=True,
@@ -141,9 +167,9 @@ def spawn(command: Sequence[str], *, log: Path, owner: Owner | None, inherit: Se
         raise Unsupported(f"{command[0]} is not installed", hint="`castoff doctor` tells how to get it") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"{command[0]} cannot be started: {error}", hint="see `castoff doctor`") from error
-    _children[child.pid] = child
-    started = _start_time(child.pid)
-    return MonitorProcess(child.pid, 0 if started is None else started, os.pidfd_open(child.pid))
+    started = _start_time(popen.pid) or 0
+    _running[popen.pid, started] = _known[popen.pid, started] = _Child(popen)
+    return MonitorProcess(popen.pid, started, os.pidfd_open(popen.pid))
 
 
 def last_lines(log: Path, count: int = 5, limit: int = 4096) -> str:

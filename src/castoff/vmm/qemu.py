@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,9 +144,7 @@ class QemuVmm:
             spec, binary=binary, kvm=kvm, descriptors=descriptors, drives=drives, extra=self._settings.kernel_args
         )
         inherit = [*descriptors.values(), *(drive.descriptor for drive in drives)]
-        process = spawn(command, log=spec.directory / _LOG, owner=owner, inherit=inherit)
-        _limit_files(process.pid, drives)
-        return process
+        return spawn(command, log=spec.directory / _LOG, owner=owner, inherit=inherit, largest_file=_largest_file(drives))
 
     async def _answers(self, spec: MachineSpec, process: MonitorProcess) -> None:
         """Waits until QEMU's control socket answers, which it does once it has taken its whole command line."""
@@ -201,12 +198,6 @@ def _hand_over(initramfs: int, owner: Owner | None) -> None:
         os.fchown(initramfs, owner.uid, owner.gid)
 
 
-def _limit_files(pid: int, drives: list[OpenDrive]) -> None:
-    """Bounds what the guest can make its console log grow to: no file of QEMU's may be longer than its largest drive.
-
-    The log is trimmed in time by whoever waits for the machine; this holds also when nobody does.
-    """
-    largest = max((os.lseek(drive.descriptor, 0, os.SEEK_END) for drive in drives), default=0)
-    limit = max(largest, _CONSOLE_LIMIT)
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended at once, which its own error tells best
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, limit))
+def _largest_file(drives: list[OpenDrive]) -> int:
+    """Bounds what the guest can make its console log grow to: no file of QEMU's may be longer than its largest drive."""
+    return max([_CONSOLE_LIMIT, *(os.lseek(drive.descriptor, 0, os.SEEK_END) for drive in drives)])
