@@ -25,14 +25,14 @@ Entry = tuple[int, int, int]
 def _entries(value: bytes) -> list[Entry]:
     """Reads and checks an ACL: (tag, permissions, id)."""
     if len(value) < 4 or (len(value) - 4) % _ENTRY.size or struct.unpack_from("<I", value)[0] != _XATTR_VERSION:
-        raise Invalid("an ACL among the extended attributes is no ACL")
+        raise Invalid("an ACL that is none")
     entries: list[Entry] = list(_ENTRY.iter_unpack(value[4:]))
     tags = [tag for tag, _, _ in entries]
     known = all(tag in (*_NAMED, *_ONCE) and permissions <= 7 for tag, permissions, _ in entries)
     once = all(tags.count(tag) == 1 for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER)) and tags.count(_MASK) <= 1
     masked = _MASK in tags or not any(tag in tags for tag in _NAMED)
     if entries and not (known and once and masked and tags == sorted(tags)):
-        raise Invalid("an ACL among the extended attributes has entries that Linux does not allow")
+        raise Invalid("an ACL with entries that Linux does not allow")
     return entries
 
 

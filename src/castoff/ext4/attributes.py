@@ -7,6 +7,7 @@ are left out, as containerd's unpacker leaves them out. What does not fit into i
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ _PREFIXES = (
     (b"security.", 6),
 )
 _ACCESS, _DEFAULT = 2, 3
+_NO_ACL = (2).to_bytes(4, "little")
 _MASK = 0xFFFFFFFF
 
 
@@ -81,24 +83,29 @@ def parse_set(data: bytes) -> dict[bytes, bytes]:
     """The attributes of one set of a TOC, by whole name.
 
     Raises:
-        Invalid: The set is broken.
+        Invalid: The set is broken; the message goes on after "PATH has".
     """
     found = {}
     at = 0
     while at < len(data):
         if len(data) - at < 6:
-            raise Invalid("the layer's table of contents is broken: a set of extended attributes is cut off")
+            raise Invalid("extended attributes that are cut off")
         name_length, value_length = struct.unpack_from("<HI", data, at)
         end = at + 6 + name_length + value_length
         if end > len(data):
-            raise Invalid("the layer's table of contents is broken: a set of extended attributes is cut off")
+            raise Invalid("extended attributes that are cut off")
         found[data[at + 6 : at + 6 + name_length]] = data[at + 6 + name_length : end]
         at = end
     return found
 
 
-def attribute_sets(pool: NDArray[np.uint8], offsets: NDArray[np.uint32]) -> AttributeSets:
+def attribute_sets(pool: NDArray[np.uint8], offsets: NDArray[np.uint32], whose: Callable[[int], str]) -> AttributeSets:
     """Makes the sets of a TOC.
+
+    Args:
+        pool: All sets.
+        offsets: Where each starts.
+        whose: Names an entry that has a set, for messages.
 
     Raises:
         Invalid: A set is broken, or larger than ext4 can hold.
@@ -115,12 +122,14 @@ def attribute_sets(pool: NDArray[np.uint8], offsets: NDArray[np.uint32]) -> Attr
         raw = data[bounds[number] : bounds[number + 1]]
         if not raw:
             continue
-        whole = parse_set(raw)
-        if b"system.posix_acl_access" in whole:
-            permissions[number] = mode_of_acl(whole[b"system.posix_acl_access"])
-        attributes = _attributes(whole)
+        try:
+            whole = parse_set(raw)
+            permissions[number] = mode_of_acl(whole.get(b"system.posix_acl_access", _NO_ACL))
+            attributes = _attributes(whole)
+            inside, outside = _divided(attributes)
+        except Invalid as error:
+            raise Invalid(f"{whose(number)} has {error.what}", hint=error.hint) from error
         default[number] = any(attribute.index == _DEFAULT for attribute in attributes)
-        inside, outside = _divided(attributes)
         if inside:
             words[number] = np.frombuffer(_in_inode(inside), dtype="<u4")
         if outside:
@@ -144,7 +153,7 @@ def _attributes(whole: dict[bytes, bytes]) -> list[Attribute]:
             elif rest and len(rest) <= 255 and b"\0" not in rest:
                 found.append(Attribute(index, rest, value))
             else:
-                raise Invalid(f"the extended attribute {name[:300]!r} has a name that Linux does not allow")
+                raise Invalid(f"the extended attribute {name[:300]!r}, whose name Linux does not allow")
             break
     return sorted(found, key=lambda attribute: (attribute.index, len(attribute.name), attribute.name))
 
@@ -165,7 +174,7 @@ def _divided(attributes: list[Attribute]) -> tuple[list[Attribute], list[Attribu
     outside = [attribute for attribute in attributes if attribute not in inside]
     if sum(attribute.room for attribute in outside) > _BLOCK_ROOM:
         raise Invalid(
-            f"extended attributes of {total} bytes are more than ext4 can hold ({_INODE_ROOM + _BLOCK_ROOM})",
+            f"extended attributes of {total} bytes, more than ext4 can hold ({_INODE_ROOM + _BLOCK_ROOM})",
             hint="make the image without them",
         )
     return inside, outside

@@ -23,7 +23,7 @@ from castoff.ext4.namehash import hash_names
 from castoff.ext4.records import Items, fold
 from castoff.ext4.strings import Strings
 from castoff.ext4.structures import BLOCK_SIZE, Mode
-from castoff.ext4.validate import check_toc, refuse
+from castoff.ext4.validate import check_toc, entry_path, refuse
 from castoff.layers.toc import Kind, Toc
 
 __all__ = ["LayerTables", "compile_tables", "load_tables", "save_tables"]
@@ -138,7 +138,7 @@ def _inode_columns(toc: Toc, count: int) -> InodeColumns:
     size = toc.size.astype(np.uint64)
     symlink = toc.kind == Kind.SYMLINK
     size[symlink] = inline.length[: len(toc)][symlink]
-    sets = attribute_sets(toc.xattr_pool, toc.xattr_offsets)
+    sets = attribute_sets(toc.xattr_pool, toc.xattr_offsets, lambda number: _whose(toc, number))
     return InodeColumns(
         mode=np.concatenate([_modes(toc, sets), implied]),
         uid=np.concatenate([toc.uid, zeros]),
@@ -151,6 +151,12 @@ def _inode_columns(toc: Toc, count: int) -> InodeColumns:
         attribute_set=np.concatenate([toc.xattr, zeros]),
         attributes=sets,
     )
+
+
+def _whose(toc: Toc, number: int) -> str:
+    """The first entry that has a set of attributes."""
+    rows = np.flatnonzero(toc.xattr == number)
+    return f"entry {int(rows[0])} of the layer, {entry_path(toc, int(rows[0]))!r}," if len(rows) else "a set that nobody uses"
 
 
 def _modes(toc: Toc, sets: AttributeSets) -> NDArray[np.uint16]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from castoff.errors import Invalid
 from castoff.layers.toc import BLOCK, Kind, Toc
 
-__all__ = ["check_toc", "refuse"]
+__all__ = ["check_toc", "entry_path", "refuse"]
 
 _MAX_FILE_BLOCKS = 0xFFFFFFFF
 """ext4 numbers the blocks of a file with 32 bits, and keeps the last number for itself."""
