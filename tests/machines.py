@@ -87,12 +87,18 @@ class Castoff:
 
 
 @contextmanager
-def castoff_state() -> Iterator[Castoff]:
-    """A state directory with an image beside it, on a real filesystem; unmounted and deleted at the end."""
+def castoff_state(kernels: Path) -> Iterator[Castoff]:
+    """A state directory with an image beside it, on a real filesystem; unmounted and deleted at the end.
+
+    Args:
+        kernels: A directory of kernels to copy into it, so that none is downloaded.
+    """
     directory = Path(tempfile.mkdtemp(prefix="castoff-run.", dir="/var/tmp"))
     castoff = Castoff(directory / "state", f"oci:{directory}/image:latest")
     try:
         write_layout(directory / "image", {"latest": busybox_image()})
+        castoff.json("store", "usage")  # makes the store
+        shutil.copytree(kernels, castoff.state / "store" / "kernels", dirs_exist_ok=True)
         yield castoff
     finally:
         if castoff.state.exists():

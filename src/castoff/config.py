@@ -1,7 +1,7 @@
 """Configuration: one frozen tree from TOML files. Each package owns its settings and their defaults; here they meet.
 
 Read, the later over the earlier: /etc/castoff/config.toml, then $XDG_CONFIG_HOME/castoff/config.toml; or one file that
-was named, alone. docs/configuration.md tells of every setting.
+was named (``CASTOFF_CONFIG`` does too), alone; then ``CASTOFF_STATE``. docs/configuration.md tells of every setting.
 """
 
 from __future__ import annotations
@@ -56,13 +56,17 @@ def load(file: Path | None = None, *, state: Path | None = None) -> Config:
     """The configuration.
 
     Args:
-        file: The one file to read, which must exist; None: the usual ones that do.
-        state: Wins over the files' ``state``.
+        file: The one file to read, which must exist; None: what ``CASTOFF_CONFIG`` names, or the usual ones that exist.
+        state: Wins over ``CASTOFF_STATE``, which wins over the files' ``state``.
 
     Raises:
         NotFound: ``file`` does not exist.
         Invalid: A file is not TOML, or has an unknown key or a value of the wrong type; named with the file.
     """
+    if file is None and os.environ.get("CASTOFF_CONFIG"):
+        file = Path(os.environ["CASTOFF_CONFIG"])
+    if state is None and os.environ.get("CASTOFF_STATE"):
+        state = Path(os.environ["CASTOFF_STATE"])
     files = [file] if file is not None else [found for found in default_files() if found.exists()]
     merged: dict[str, Any] = {}
     for found in files:

@@ -21,9 +21,9 @@ from oci_builder import Blob, LayerTar, build_image, write_docker_archive, write
 
 
 @pytest.fixture(name="castoff", scope="module")
-def _castoff() -> Iterator[Castoff]:
+def _castoff(kernels: Path) -> Iterator[Castoff]:
     """One state directory for all."""
-    with castoff_state() as castoff:
+    with castoff_state(kernels) as castoff:
         yield castoff
 
 

@@ -26,9 +26,9 @@ from oci_builder import write_layout
 
 
 @pytest.fixture(name="castoff", scope="module")
-def _castoff() -> Iterator[Castoff]:
+def _castoff(kernels: Path) -> Iterator[Castoff]:
     """One state directory for all: the first run converts, the others are warm."""
-    with castoff_state() as castoff:
+    with castoff_state(kernels) as castoff:
         yield castoff
 
 

@@ -57,7 +57,7 @@ class Machine:
         self._records = records
         self._handle = handle
         self._channel = channel
-        self._rootfs = rootfs
+        self._rootfs: Rootfs | None = rootfs
         self._events = channel.events()
         self._exit: Exit | None = None
         self._killed = False
@@ -155,10 +155,13 @@ class Machine:
         await self._channel.close()
         if self.record.keep:
             await self._retire()
+            self._rootfs = None  # as long as somebody holds it, it is in use: prune leaves it alone
             return
         with step("machine.machine", remove=self.id):
             await self._handle.kill()
-            await self._rootfs.release(self.id)
+            if self._rootfs is not None:
+                await self._rootfs.release(self.id)
+                self._rootfs = None
             await asyncio.to_thread(self._records.remove, self.id)
 
     async def __aenter__(self) -> Machine:
