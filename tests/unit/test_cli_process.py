@@ -39,20 +39,6 @@ def test_help_names_every_command_and_every_command_has_help() -> None:
         assert "--state" in own.stdout
 
 
-def test_help_costs_at_most_ten_times_python() -> None:
-    """No command is imported for `castoff --help`."""
-
-    def cost(command: list[str]) -> float:
-        times = []
-        for _ in range(7):
-            begun = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - begun)
-        return min(times)  # the least disturbed by whatever else runs
-
-    assert cost([*CASTOFF, "--help"]) < 10 * cost([sys.executable, "-c", "pass"])
-
-
 def test_help_imports_nothing_heavy() -> None:
     """What makes start-up slow is not there."""
     heavy = "numpy|aiohttp|rich|zstandard|grpc|asyncio|msgspec|tomllib"
