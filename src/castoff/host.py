@@ -71,7 +71,9 @@ class Host:
             Invalid: A configuration file is broken.
         """
         config = config or load(state=None if state is None else Path(state))
-        host = cls(config, Store.open(config.state if state is None else Path(state), config.store, notice=notice), notice)
+        where = config.state if state is None else Path(state)
+        # In a thread: the first time it makes a filesystem.
+        host = cls(config, await asyncio.to_thread(Store.open, where, config.store, notice=notice), notice)
         try:
             yield host
         finally:

@@ -365,6 +365,28 @@ def test_what_a_killed_castoff_left_is_ended_and_removed_by_the_next(castoff: Ca
     assert not is_running(pid) and not directory.exists()
 
 
+def test_castoff_killed_at_any_instant_leaves_nothing_that_the_next_does_not_remove(castoff: Castoff) -> None:
+    """Before, while and after the VMM starts and is written down: no process, no directory, no debris stays."""
+    for delay in (0.15, 0.2, 0.22, 0.24, 0.26, 0.28, 0.3, 0.35, 0.5, 0.8):
+        process = castoff.start("sleep", "1000")
+        time.sleep(delay)
+        process.kill()
+        process.communicate(timeout=30)
+    assert castoff.run("true").returncode == 0
+    assert castoff.machines == []
+    assert not list(_users(castoff.state))
+
+
+def _users(directory: Path) -> Iterator[int]:
+    """Processes that hold a file below a directory open."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(link.readlink().is_relative_to(directory) for link in (entry / "fd").iterdir()):
+                yield int(entry.name)
+        except OSError:  # it ended while we looked
+            continue
+
+
 def test_a_machine_that_cannot_boot_shows_its_console(castoff: Castoff) -> None:
     """Too little memory for the kernel: its last words, then one line, 125."""
     done = castoff.run("true", flags=["--memory", "64M"])

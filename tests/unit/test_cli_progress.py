@@ -49,6 +49,21 @@ def test_steps_without_a_total_are_no_progress() -> None:
     assert stream.getvalue() == ""
 
 
+def test_a_step_around_others_leaves_the_telling_to_them() -> None:
+    """Their sum beside them would be told twice."""
+    stream = io.StringIO()
+    with (
+        Progress(stream) as progress,
+        recording(Timeline(observers=[progress])),
+        step("rootfs.conversion", total=100),
+        step("between"),
+        step("layers.convert", total=100) as work,
+    ):
+        work.advance(10)
+        _until(lambda: "\n" in stream.getvalue())
+    assert "layers.convert" in stream.getvalue() and "rootfs.conversion" not in stream.getvalue()
+
+
 def test_quiet_is_quiet() -> None:
     """Also for long steps."""
     stream = io.StringIO()

@@ -73,10 +73,18 @@ class Progress:
             self._thread.join()
 
     def _due(self) -> list[tuple[Step, float]]:
-        """The steps worth showing, with their age, the oldest first."""
+        """The steps worth showing, with their age, the oldest first: of a step and those inside it, those inside."""
         now = time.monotonic()
         with self._lock:
-            return [(step, now - since) for step, since in self._running.values() if step.total and now - since >= _PATIENCE]
+            found = [(step, now - since) for step, since in self._running.values() if step.total and now - since >= _PATIENCE]
+            parents = {step.id: step.parent for step, _ in self._running.values()}
+        around: set[int] = set()
+        for step, _ in found:
+            above = step.parent
+            while above is not None and above not in around:
+                around.add(above)
+                above = parents.get(above)
+        return [(step, age) for step, age in found if step.id not in around]
 
     def _watch(self) -> None:
         while not self._due():
