@@ -199,7 +199,7 @@ async def test_headers_are_checked(index: LayerIndex) -> None:
     for fields in (
         {"zero": 1},
         {"version": 2}, {"columns": 30}, {"columns": 32}, {"segment": 1 << 50}, {"segment": 4095}, {"chunk": 4096}, {"chunk": 0},
-        *({name: count} for name in ("entries", "directories", "extents", "sets", "chunks", "blobs") for count in (5, 90, huge)),
+        *({name: count} for name in ("entries", "directories", "extents", "sets", "chunks", "blobs") for count in (7, 90, huge)),
     ):  # fmt: skip
         with pytest.raises(Invalid):
             decode_index(with_header(data, **fields))
