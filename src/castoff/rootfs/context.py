@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from castoff.layers.settings import Limits
 from castoff.rootfs.settings import RootfsSettings
@@ -24,3 +26,7 @@ class ProviderContext:
     store: Store
     settings: RootfsSettings = field(default_factory=RootfsSettings)
     limits: Limits = field(default_factory=Limits)
+
+    def only(self, name: str) -> ProviderContext:
+        """The same with no other provider than ``name``, which then says why it has nothing rather than leave it to others."""
+        return replace(self, settings=msgspec.structs.replace(self.settings, providers=(name,)))

@@ -1,0 +1,1 @@
+"""The provider that asks a running containerd: pull, unpack, snapshot. The baseline, and the fallback."""
