@@ -104,12 +104,17 @@ def store(scratch_xfs: Path) -> Store:
     return Store.open(scratch_xfs / "state", StoreSettings(backing="native"))
 
 
-def an_image(seed: int, *, layers: int = 3, compression: str = "gzip") -> RootfsRequest:
-    """An image of its own for each seed: files, a whiteout, a hardlink, an xattr, odd owners."""
+def an_image(seed: str, *, layers: int = 3, compression: str = "gzip") -> RootfsRequest:
+    """An image of its own for each seed: files, a whiteout, a hardlink, an xattr, odd owners.
+
+    Namespaces share blobs (what one has, another does not fetch), so a seed has the snapshotter in it.
+    """
     dice = random.Random(seed)
-    tars = [LayerTar().directory("etc").file("etc/motd", b"lower %d\n" % seed, uid=1000, gid=70_000).file("etc/old", b"old")]
+    tars = [
+        LayerTar().directory("etc").file("etc/motd", b"lower %b\n" % seed.encode(), uid=1000, gid=70_000).file("etc/old", b"old")
+    ]
     tars[0].file("data", dice.randbytes(300_000), mode=0o4755, xattrs={"user.test": b"value"}).fifo("pipe", mode=0o600)
-    motd = b"upper %d\n" % seed
+    motd = b"upper %b\n" % seed.encode()
     tars += [LayerTar().file(f"layer-{number}", dice.randbytes(5000)).file("etc/motd", motd) for number in range(1, layers)]
     tars[-1].whiteout("etc/old").hardlink("etc/link", "etc/motd").symlink("etc/sym", "motd")
     return request_of(build_image(tars, compression=compression, cmd=["/bin/sh"]), reference=f"example.com/image-{seed}:1")  # type: ignore[arg-type]
@@ -126,10 +131,10 @@ def mounted(path: Path, where: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(where)], check=True)
 
 
-def check_tree(root: Path, seed: int, *, layers: int = 3) -> None:
+def check_tree(root: Path, seed: str, *, layers: int = 3) -> None:
     """The image's files, attribute by attribute."""
     motd = root / "etc/motd"
-    assert motd.read_bytes() == b"upper %d\n" % seed
+    assert motd.read_bytes() == b"upper %b\n" % seed.encode()
     assert motd.stat().st_ino == (root / "etc/link").stat().st_ino
     assert (root / "etc/sym").readlink() == Path("motd")
     assert not (root / "etc/old").exists()
@@ -144,7 +149,7 @@ def check_tree(root: Path, seed: int, *, layers: int = 3) -> None:
 
 async def test_directories_become_an_ext4(files: Asked, store: Store, tmp_path: Path) -> None:
     """Pulled, unpacked, made into an image once; the second locate asks nobody; containerd has nothing of a machine."""
-    request = an_image(1)
+    request = an_image(f"1 {files.snapshotter}")
     provider = files.provider(store)
     found = await provider.locate(request)
     assert isinstance(request.source, FakeImageSource)
@@ -155,7 +160,7 @@ async def test_directories_become_an_ext4(files: Asked, store: Store, tmp_path: 
     checked = subprocess.run(["e2fsck", "-fn", str(drive.path)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
     with mounted(drive.path, tmp_path / "mnt") as root:
-        check_tree(root, 1)
+        check_tree(root, f"1 {files.snapshotter}")
     assert await files.provider(store).locate(request) is not None
     assert len(request.source.opened) == 3
     assert files.leases() == []
@@ -165,7 +170,7 @@ async def test_directories_become_an_ext4(files: Asked, store: Store, tmp_path: 
 
 async def test_block_devices_are_handed_over_as_they_are(blocks: Asked, store: Store, tmp_path: Path) -> None:
     """Each machine has a snapshot of its own, kept by a lease of its own, until it is released."""
-    found = await blocks.provider(store).locate(an_image(2))
+    found = await blocks.provider(store).locate(an_image(f"2 {blocks.snapshotter}"))
     assert found is not None
     drives = {}
     for name in ("a", "b"):
@@ -177,7 +182,7 @@ async def test_block_devices_are_handed_over_as_they_are(blocks: Asked, store: S
     assert first.path.is_block_device() is (blocks.snapshotter == "device")
     for drive in drives.values():
         with mounted(drive.path, tmp_path / "mnt") as root:
-            check_tree(root, 2)
+            check_tree(root, f"2 {blocks.snapshotter}")
     assert sorted(blocks.leases()) == ["castoff-machine-a", "castoff-machine-b"]
     await found.release("a")
     assert blocks.leases() == ["castoff-machine-b"]
@@ -187,7 +192,7 @@ async def test_block_devices_are_handed_over_as_they_are(blocks: Asked, store: S
 
 async def test_a_later_process_releases(blocks: Asked, store: Store) -> None:
     """By what the machine's directory says; twice is once; what the settings say by then does not matter."""
-    found = await blocks.provider(store).locate(an_image(3))
+    found = await blocks.provider(store).locate(an_image(f"3 {blocks.snapshotter}"))
     assert found is not None
     machine = store.machines / "later"
     machine.mkdir()
@@ -202,7 +207,7 @@ async def test_a_later_process_releases(blocks: Asked, store: Store) -> None:
 
 async def test_machines_survive_garbage_collection(blocks: Asked, store: Store) -> None:
     """A collection right after another lease went leaves a machine's snapshot, and its image."""
-    found = await blocks.provider(store).locate(an_image(4))
+    found = await blocks.provider(store).locate(an_image(f"4 {blocks.snapshotter}"))
     assert found is not None
     (store.machines / "gc").mkdir()
     (drive,) = await found.clone("gc", store.machines / "gc")
@@ -210,24 +215,24 @@ async def test_machines_survive_garbage_collection(blocks: Asked, store: Store) 
     blocks.ctr("leases", "delete", "--sync", "temporary")
     assert blocks.snapshots()["castoff-machine-gc"] == "Active"
     assert drive.path.exists()
-    again = await blocks.provider(store).locate(an_image(4))
+    again = await blocks.provider(store).locate(an_image(f"4 {blocks.snapshotter}"))
     assert again is not None
     await found.release("gc")
 
 
 async def test_it_keeps_a_providers_promises_with_files(files: Asked, store: Store) -> None:
     """The conformance suite."""
-    await check_provider(files.provider(store), an_image(5), store.machines)
+    await check_provider(files.provider(store), an_image(f"5 {files.snapshotter}"), store.machines)
 
 
 async def test_it_keeps_a_providers_promises_with_blocks(blocks: Asked, store: Store) -> None:
     """The conformance suite."""
-    await check_provider(blocks.provider(store), an_image(6), store.machines)
+    await check_provider(blocks.provider(store), an_image(f"6 {blocks.snapshotter}"), store.machines)
 
 
 async def test_images_show_in_containerd(files: Asked, store: Store) -> None:
     """Under their reference, complete, with our digest as a label; a collection leaves them."""
-    request = an_image(7)
+    request = an_image(f"7 {files.snapshotter}")
     await files.provider(store).locate(request)
     files.ctr("leases", "create", "--id", "temporary")
     files.ctr("leases", "delete", "--sync", "temporary")
@@ -254,7 +259,7 @@ async def test_shared_layers_are_fetched_and_unpacked_once(files: Asked, store: 
 
 async def test_ten_at_once_pull_once(blocks: Asked, store: Store) -> None:
     """Each layer's blob is opened once."""
-    request = an_image(9)
+    request = an_image(f"9 {blocks.snapshotter}")
     found = await asyncio.gather(*(blocks.provider(store).locate(request) for _ in range(10)))
     assert all(found)
     assert isinstance(request.source, FakeImageSource)
@@ -264,7 +269,7 @@ async def test_ten_at_once_pull_once(blocks: Asked, store: Store) -> None:
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 async def test_every_compression_is_unpacked(files: Asked, store: Store, tmp_path: Path, compression: str) -> None:
     """containerd's differ reads what we hand through."""
-    seed = 10 + len(compression)
+    seed = f"{compression} {files.snapshotter}"
     found = await files.provider(store).locate(an_image(seed, compression=compression))
     with mounted(path_of(found), tmp_path / "mnt") as root:
         check_tree(root, seed)
@@ -272,9 +277,9 @@ async def test_every_compression_is_unpacked(files: Asked, store: Store, tmp_pat
 
 async def test_an_image_of_sixty_layers(files: Asked, store: Store, tmp_path: Path) -> None:
     """More than mount(2) takes as text with full paths."""
-    found = await files.provider(store).locate(an_image(20, layers=60))
+    found = await files.provider(store).locate(an_image(f"20 {files.snapshotter}", layers=60))
     with mounted(path_of(found), tmp_path / "mnt") as root:
-        check_tree(root, 20, layers=60)
+        check_tree(root, f"20 {files.snapshotter}", layers=60)
 
 
 async def test_an_image_without_layers(files: Asked, store: Store) -> None:
@@ -285,7 +290,7 @@ async def test_an_image_without_layers(files: Asked, store: Store) -> None:
 
 async def test_a_blob_that_is_another_is_refused(files: Asked, store: Store) -> None:
     """containerd checks digests; nothing of it stays, no lease, no half snapshot."""
-    request = an_image(1000 + len(files.snapshotter))  # namespaces share blobs: what one has, another does not fetch
+    request = an_image(f"21 {files.snapshotter}")
     blobs = {layer.digest: bytes(layer.size) for layer in request.image.layers}
     with pytest.raises(Invalid, match="unexpected commit digest"):
         await files.provider(store).locate(replace(request, source=FakeImageSource(request.image, blobs)))
@@ -296,7 +301,7 @@ async def test_a_blob_that_is_another_is_refused(files: Asked, store: Store) -> 
 
 async def test_a_wrong_diff_id_is_refused(files: Asked, store: Store) -> None:
     """A blob that unpacks to another tar than the config says."""
-    request = an_image(22)
+    request = an_image(f"22 {files.snapshotter}")
     wrong = replace(request.image.layers[1], diff_id=Digest.of(b"another"))
     image = replace(request.image, layers=(request.image.layers[0], wrong, request.image.layers[2]))
     with pytest.raises(DigestMismatch, match=str(wrong.digest)):
@@ -307,7 +312,7 @@ async def test_a_wrong_diff_id_is_refused(files: Asked, store: Store) -> None:
 
 async def test_a_source_that_breaks_leaves_nothing_and_a_retry_works(blocks: Asked, store: Store) -> None:
     """An interrupted write is begun anew."""
-    dice = random.Random(f"of {blocks.snapshotter}")  # namespaces share blobs: what one has, another does not fetch
+    dice = random.Random(f"23 {blocks.snapshotter}")
     built = build_image([LayerTar().file("big", dice.randbytes(3 * MIB))], compression="none")
     request = request_of(built, reference="example.com/breaks:1")
     blobs = {Digest.parse(blob.digest): blob.data for blob in built.layers}
@@ -322,7 +327,7 @@ async def test_a_source_that_breaks_leaves_nothing_and_a_retry_works(blocks: Ask
 async def test_cancelling_a_pull_leaves_no_lease(files: Asked, store: Store) -> None:
     """Nor a snapshot that is half unpacked; the next one works."""
     request = request_of(
-        build_image([LayerTar().file("big", random.Random(24).randbytes(24 * MIB))], compression="none"),
+        build_image([LayerTar().file("big", random.Random(f"24 {files.snapshotter}").randbytes(24 * MIB))], compression="none"),
         reference="example.com/c:1",
     )
     assert isinstance(request.source, FakeImageSource)
@@ -340,7 +345,7 @@ async def test_cancelling_a_pull_leaves_no_lease(files: Asked, store: Store) -> 
 
 async def test_wishes_that_block_devices_cannot_grant(blocks: Asked, store: Store) -> None:
     """A size over the snapshotter's, another clone."""
-    request = an_image(25)
+    request = an_image(f"25 {blocks.snapshotter}")
     with pytest.raises(Invalid, match=rf"have {SIZE} bytes, and {SIZE * 2} were asked for"):
         await blocks.provider(store).locate(replace(request, size=SIZE * 2))
     with pytest.raises(Unsupported, match="leave --clone away"):
@@ -349,7 +354,7 @@ async def test_wishes_that_block_devices_cannot_grant(blocks: Asked, store: Stor
 
 async def test_a_machine_has_one_snapshot(blocks: Asked, store: Store) -> None:
     """A second clone for it is a conflict, and the first stays."""
-    found = await blocks.provider(store).locate(an_image(26))
+    found = await blocks.provider(store).locate(an_image(f"26 {blocks.snapshotter}"))
     assert found is not None
     (store.machines / "one").mkdir()
     await found.clone("one", store.machines / "one")
@@ -372,7 +377,7 @@ async def test_an_image_that_does_not_fit_says_so(files: Asked, store: Store) ->
 async def test_clones_of_the_made_ext4_are_of_any_kind(files: Asked, store: Store) -> None:
     """It is a rootfs of the store like any other."""
     for kind in CloneKind:
-        found = await files.provider(store).locate(replace(an_image(28), clone=kind))
+        found = await files.provider(store).locate(replace(an_image(f"28 {files.snapshotter}"), clone=kind))
         assert found is not None
         machine = store.machines / f"of-{kind}"
         machine.mkdir()
@@ -382,7 +387,7 @@ async def test_clones_of_the_made_ext4_are_of_any_kind(files: Asked, store: Stor
 
 async def test_no_containerd_is_no_answer_unless_one_is_asked_for(store: Store, tmp_path: Path) -> None:
     """The next provider's turn; an error where the settings have a section for it, or name no other."""
-    request = an_image(29)
+    request = an_image("29")
     elsewhere = ContainerdSettings(socket=str(tmp_path / "sock"))
     for settings in (RootfsSettings(containerd=elsewhere), RootfsSettings(providers=("containerd",), containerd=elsewhere)):
         with pytest.raises(NotFound, match="no containerd listens at"):
@@ -401,7 +406,7 @@ async def test_a_socket_that_nobody_answers_is_an_error(store: Store, tmp_path: 
         listener.bind(str(tmp_path / "sock"))
         settings = RootfsSettings(containerd=ContainerdSettings(socket=str(tmp_path / "sock")))
         with pytest.raises(Unavailable, match="containerd: Version"):
-            await ContainerdProvider(ProviderContext(store, settings)).locate(an_image(30))
+            await ContainerdProvider(ProviderContext(store, settings)).locate(an_image("30"))
 
 
 def path_of(found: Rootfs | None) -> Path:
