@@ -82,21 +82,21 @@ DEFAULT_ACL = bytes([2, 0, 0, 0]) + b"".join(bytes([tag, 0, 5, 0, 255, 255, 255,
 CHAIN = [Row(b"s%d" % number, Kind.SYMLINK, target=b"s%d" % (number + 1)) for number in range(50)]
 
 REFUSED = [
-    ([Row(b"h", Kind.HARDLINK, target=b"missing")], "h is a hardlink to missing, which is no file there"),
-    ([Row(b"h", Kind.HARDLINK, target=b"h")], "h is a hardlink to h, which is no file there"),
+    ([Row(b"h", Kind.HARDLINK, target=b"missing")], "'h' is a hardlink to 'missing', which is no file there"),
+    ([Row(b"h", Kind.HARDLINK, target=b"h")], "'h' is a hardlink to 'h', which is no file there"),
     ([Row(b"d", Kind.DIRECTORY), Row(b"h", Kind.HARDLINK, target=b"d")], "a hardlink to a directory"),
-    ([Row(b"h", Kind.HARDLINK, target=b"")], "h is a hardlink to "),
-    ([Row(b"f"), Row(b"f/x")], "f/x lies below f, which is a file"),
-    ([Row(b"l", Kind.SYMLINK, target=b"l"), Row(b"l/x")], "l/x leads through more than 40 symlinks"),
-    ([*CHAIN, Row(b"s50", Kind.DIRECTORY), Row(b"s0/x")], "s0/x leads through more than 40 symlinks"),
+    ([Row(b"h", Kind.HARDLINK, target=b"")], "'h' is a hardlink to ''"),
+    ([Row(b"f"), Row(b"f/x")], "'f/x' lies below 'f', which is a file"),
+    ([Row(b"l", Kind.SYMLINK, target=b"l"), Row(b"l/x")], "'l/x' leads through more than 40 symlinks"),
+    ([*CHAIN, Row(b"s50", Kind.DIRECTORY), Row(b"s0/x")], "'s0/x' leads through more than 40 symlinks"),
     ([Row(b"lost+found")], "lost+found"),
-    ([Row(b"f", attributes=((b"user.x", b"v" * 5000),))], "b'f', has extended attributes of 5020 bytes"),
-    ([Row(b"f", attributes=((b"system.posix_acl_access", b"nonsense"),))], "b'f', has an ACL that is none"),
-    ([Row(b"f", attributes=((b"system.posix_acl_default", DEFAULT_ACL),))], "b'f', has a default ACL"),
+    ([Row(b"f", attributes=((b"user.x", b"v" * 5000),))], "'f', has extended attributes of 5020 bytes"),
+    ([Row(b"f", attributes=((b"system.posix_acl_access", b"nonsense"),))], "'f', has an ACL that is none"),
+    ([Row(b"f", attributes=((b"system.posix_acl_default", DEFAULT_ACL),))], "'f', has a default ACL"),
     ([Row(b"x" * 256)], "a name of over 255 bytes"),
     ([Row(b"a\0b")], "a NUL or a slash in its name"),
-    ([Row(b"f", size=1 << 45)], "b'f', is larger than ext4 allows"),
-    ([Row(b"c", Kind.CHARACTER, device=(5000, 1))], "b'c', has device numbers that Linux has not"),
+    ([Row(b"f", size=1 << 45)], "'f', is larger than ext4 allows"),
+    ([Row(b"c", Kind.CHARACTER, device=(5000, 1))], "'c', has device numbers that Linux has not"),
 ]
 
 

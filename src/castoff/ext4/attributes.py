@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from castoff.errors import Invalid
 from castoff.ext4.acl import disk_acl, mode_of_acl
 from castoff.ext4.structures import ATTRIBUTE_HEADER, BLOCK_SIZE
+from castoff.layers.names import show
 
 __all__ = ["Attribute", "AttributeSets", "attribute_sets", "parse_set"]
 
@@ -153,7 +154,7 @@ def _attributes(whole: dict[bytes, bytes]) -> list[Attribute]:
             elif rest and len(rest) <= 255 and b"\0" not in rest:
                 found.append(Attribute(index, rest, value))
             else:
-                raise Invalid(f"the extended attribute {name[:300]!r}, whose name Linux does not allow")
+                raise Invalid(f"the extended attribute {show(name)}, whose name Linux does not allow")
             break
     return sorted(found, key=lambda attribute: (attribute.index, len(attribute.name), attribute.name))
 

@@ -16,6 +16,7 @@ from castoff.ext4.lexical import DirectoryTree, path_keys
 from castoff.ext4.namehash import hash_names
 from castoff.ext4.records import Flag, Items, Records
 from castoff.ext4.strings import Strings
+from castoff.layers.names import show
 from castoff.layers.toc import Kind, Toc
 
 __all__ = ["Links", "resolve_links"]
@@ -104,7 +105,7 @@ def _refuse_directories(items: Items, links: NDArray[np.int64], found: NDArray[n
     directories = items.kind[found] == Kind.DIRECTORY
     if directories.any():
         link = int(links[np.argmax(directories)])
-        raise Invalid(f"entry {link} of the layer, {items.names[link]!r}, is a hardlink to a directory")
+        raise Invalid(f"entry {link} of the layer, {show(items.names[link])}, is a hardlink to a directory")
 
 
 def _follow(inode: NDArray[np.uint32], links: NDArray[np.int64]) -> None:

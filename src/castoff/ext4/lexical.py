@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castoff.errors import Invalid
+from castoff.layers.names import show
 from castoff.layers.toc import Toc
 
 __all__ = ["MAX_DIRECTORIES", "ROOT_KEY", "DirectoryTree", "directory_tree", "path_key", "path_keys", "tree_keys"]
@@ -85,7 +86,7 @@ def directory_tree(toc: Toc) -> DirectoryTree:
 
 def _check_name(name: bytes, path: bytes) -> None:
     if not name or len(name) > 255 or name in (b".", b"..") or b"\0" in name:
-        raise Invalid(f"{path[:200]!r} is not a normalised path")
+        raise Invalid(f"{show(path)} is not a normalised path")
 
 
 def path_keys(parents: NDArray[np.uint64], major: NDArray[np.uint32], minor: NDArray[np.uint32]) -> NDArray[np.uint64]:

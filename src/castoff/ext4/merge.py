@@ -19,6 +19,7 @@ from castoff.ext4.namehash import hash_names
 from castoff.ext4.records import Flag
 from castoff.ext4.stack import Stack
 from castoff.ext4.strings import Strings
+from castoff.layers.names import show
 from castoff.layers.toc import Kind
 
 __all__ = ["Changes", "NeedsReplay", "Tree", "empty_tree", "merge", "recorded"]
@@ -108,8 +109,7 @@ def _outside_links(stack: Stack, number: int, tree: Tree) -> NDArray[np.uint32]:
     if not found.all():
         link = int(np.argmin(found))
         item = int(layer.link_item[link])
-        target = layer.link_path[link][:300].decode(errors="backslashreplace")
-        raise Invalid(f"{layer.path(item)} is a hardlink to {target}, which is no file there")
+        raise Invalid(f"{layer.path(item)} is a hardlink to {show(layer.link_path[link])}, which is no file there")
     return tree.inode[position]
 
 
@@ -126,7 +126,7 @@ def merge(stack: Stack, tree: Tree, changes: Changes) -> Tree:
         return _rebuilt(tree, np.zeros(len(tree.key), dtype=bool), changes, position, _has(changes.flags, Flag.EXISTS))
     differs = ~stack.same_path(tree.item[at].astype(np.int64), changes.item[rows].astype(np.int64))
     if differs.any():
-        raise Invalid(f"the name {stack.path(int(changes.item[rows[np.argmax(differs)]]))!r} was made to collide with another")
+        raise Invalid(f"the name {stack.path(int(changes.item[rows[np.argmax(differs)]]))} was made to collide with another")
     flags = changes.flags[rows]
     was_directory = stack.kind[tree.inode[at]] == Kind.DIRECTORY
     if np.any(_has(flags, Flag.ENTERED_FIRST) & ~was_directory):

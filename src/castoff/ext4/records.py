@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from castoff.errors import Invalid
 from castoff.ext4.lexical import DirectoryTree
 from castoff.ext4.strings import Strings
+from castoff.layers.names import show
 from castoff.layers.toc import Kind
 
 __all__ = ["Flag", "Items", "Records", "fold"]
@@ -132,7 +133,9 @@ def _refuse_collisions(items: Items, order: NDArray[np.int64], first: NDArray[np
     wrong = (items.directory[left] != items.directory[right]) | items.names.differing(left, items.names, right)
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise Invalid(f"the names {items.names[int(left[at])]!r} and {items.names[int(right[at])]!r} were made to collide")
+        raise Invalid(
+            f"the names {show(items.names[int(left[at])])} and {show(items.names[int(right[at])])} were made to collide"
+        )
 
 
 def _first_touches(items: Items, tree: DirectoryTree) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

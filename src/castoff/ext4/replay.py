@@ -18,6 +18,7 @@ from castoff.ext4.namehash import hash_names
 from castoff.ext4.records import Flag
 from castoff.ext4.stack import Stack
 from castoff.ext4.strings import Strings
+from castoff.layers.names import show
 from castoff.layers.toc import Kind
 
 __all__ = ["replay"]
@@ -143,7 +144,7 @@ class _Replay:
             item = int(self.tree.item[position[0]])
             path = _Path(self._parent(item), self.stack.names[item], item, int(self.tree.inode[position[0]]))
         if path.parent != directory or path.name != name:
-            raise Invalid(f"the name {name!r} was made to collide with another")
+            raise Invalid(f"the name {show(name)} was made to collide with another")
         return path if path.inode >= 0 else None
 
     def _parent(self, item: int) -> int:
@@ -236,8 +237,7 @@ class _Replay:
             key = path_key(place[-1], self.hashes.get(parts[-1], 0))
             path = self._find(place[-1], parts[-1], key)
         if path is None or self._kind(path) == Kind.DIRECTORY:
-            shown = target[:300].decode(errors="backslashreplace")
-            raise Invalid(f"{self.layer.path(row)} is a hardlink to {shown}, which is no file there")
+            raise Invalid(f"{self.layer.path(row)} is a hardlink to {show(target)}, which is no file there")
         return path.inode
 
     def _enter(self, node: int, *, create: bool, row: int) -> int | None:
@@ -264,7 +264,7 @@ class _Replay:
         name_hash = self._hash(name)
         key = path_key(parent, name_hash)
         if self._find(parent, name, key) is not None:
-            raise Invalid(f"{self.layer.path(row)} lies below {name[:255].decode(errors='backslashreplace')}, which is a file")
+            raise Invalid(f"{self.layer.path(row)} lies below {show(name)}, which is a file")
         item = -1 if node is None else self.layer.rows + node
         if item < 0 or item in self.taken or self.layer.names[item] != name:
             place = self.new.add(name)

@@ -24,6 +24,7 @@ from castoff.ext4.records import Items, fold
 from castoff.ext4.strings import Strings
 from castoff.ext4.structures import BLOCK_SIZE, Mode
 from castoff.ext4.validate import check_toc, entry_path, refuse
+from castoff.layers.names import show
 from castoff.layers.toc import Kind, Toc
 
 __all__ = ["LayerTables", "compile_tables", "load_tables", "save_tables"]
@@ -80,7 +81,7 @@ class LayerTables:
             if not self.directory[item]:
                 break
             item = self.rows + int(self.directory[item])
-        return b"/".join(part for part in reversed(parts) if part)[:300].decode(errors="backslashreplace")
+        return show(b"/".join(part for part in reversed(parts) if part))
 
 
 def compile_tables(toc: Toc) -> LayerTables:
@@ -156,7 +157,7 @@ def _inode_columns(toc: Toc, count: int) -> InodeColumns:
 def _whose(toc: Toc, number: int) -> str:
     """The first entry that has a set of attributes."""
     rows = np.flatnonzero(toc.xattr == number)
-    return f"entry {int(rows[0])} of the layer, {entry_path(toc, int(rows[0]))!r}," if len(rows) else "a set that nobody uses"
+    return f"entry {int(rows[0])} of the layer, {entry_path(toc, int(rows[0]))}," if len(rows) else "a set that nobody uses"
 
 
 def _modes(toc: Toc, sets: AttributeSets) -> NDArray[np.uint16]:

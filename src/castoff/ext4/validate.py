@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castoff.errors import Invalid
+from castoff.layers.names import show
 from castoff.layers.toc import BLOCK, Kind, Toc
 
 __all__ = ["check_toc", "entry_path", "refuse"]
@@ -32,17 +33,17 @@ def refuse(toc: Toc, rows: NDArray[np.bool_], why: str) -> None:
     """Raises Invalid with ``why`` for the first of the marked rows."""
     if rows.any():
         row = int(np.argmax(rows))
-        raise Invalid(f"entry {row} of the layer, {entry_path(toc, row)!r}, {why}")
+        raise Invalid(f"entry {row} of the layer, {entry_path(toc, row)}, {why}")
 
 
-def entry_path(toc: Toc, row: int) -> bytes:
-    """The path of a row, at most 300 bytes of it, for messages."""
+def entry_path(toc: Toc, row: int) -> str:
+    """The path of a row, for messages."""
     directory = int(toc.directory[row])
     if directory >= len(toc.directory_offsets) - 1:
-        return b"?"
+        return "in no directory"
     parent = toc.directory_pool[toc.directory_offsets[directory] : toc.directory_offsets[directory + 1]].tobytes()
     name = toc.name_pool[toc.name_offsets[row] : toc.name_offsets[row + 1]].tobytes()
-    return (parent + b"/" + name if parent else name)[:300]
+    return show(parent + b"/" + name if parent else name)
 
 
 def _check_shapes(toc: Toc) -> None:
