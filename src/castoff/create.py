@@ -130,7 +130,7 @@ async def locate(request: MachineRequest, image: Image, source: ImageSource, pro
     chain: RootfsProvider = configured_chain(providers)
     override = request.rootfs if isinstance(request.rootfs, Path) else None
     if isinstance(request.rootfs, str):
-        chain = configured_chain(providers).provider(request.rootfs)
+        chain = configured_chain(providers.only(request.rootfs))
     rootfs = await chain.locate(RootfsRequest(image, source, size=request.disk_size, override=override, clone=request.clone))
     if rootfs is None:
         who = f"provider {request.rootfs!r}" if isinstance(request.rootfs, str) else "no provider"
