@@ -188,6 +188,26 @@ async def test_a_transfer_without_progress_ends(registry: HostileRegistry, tmp_p
     assert len([seen for seen in registry.requests if "blobs" in seen.path]) <= 6
 
 
+async def test_a_layer_that_drips_for_ever(registry: HostileRegistry, image: BuiltImage, tmp_path: Path) -> None:
+    """Never silent, and never done: under a kilobyte a second counts as broken."""
+
+    async def drip(request: web.Request, document: Blob | None) -> web.StreamResponse | None:
+        assert document is not None
+        response = web.StreamResponse()
+        response.content_length = len(document.data)
+        await response.prepare(request)
+        for number in range(100):
+            await response.write(document.data[number : number + 1])
+            await asyncio.sleep(0.05)
+        return response
+
+    registry.faults.append(only(image.layers[0].digest, drip))
+    start = time.monotonic()
+    error = await refused(registry, tmp_path, retries=0)
+    assert "bytes a second" in str(error)
+    assert time.monotonic() - start < 4
+
+
 async def test_a_server_that_never_answers(registry: HostileRegistry, tmp_path: Path) -> None:
     """Not before the headers, nor within them."""
 

@@ -20,8 +20,6 @@ from castoff.image.ahead import PIECE, read_ahead
 
 __all__ = ["DirectoryFiles", "Files", "Span", "open_regular", "read_pieces", "read_span", "stream_span"]
 
-_BATCH = 4 * PIECE
-
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -115,8 +113,8 @@ def stream_span(span: Span) -> AsyncGenerator[bytes, None]:
         Invalid: The file is shorter than the span.
         Unavailable: The disk does not give it.
     """
-    starts = iter(range(0, span.size, _BATCH))
-    return read_ahead(lambda: _read_batch(span, next(starts, span.size), _BATCH))
+    starts = iter(range(0, span.size, PIECE))
+    return read_ahead(lambda: _read_batch(span, next(starts, span.size), PIECE))
 
 
 def read_pieces(span: Span) -> Iterator[bytes]:

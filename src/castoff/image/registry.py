@@ -73,7 +73,8 @@ class RegistrySource:
         async def open_at(offset: int, backoff: Backoff) -> Response:
             return await self._open_blob(what, layer, offset, backoff)
 
-        async with aclosing(transfer(what, layer, open_at, Backoff(self._settings))) as pieces:
+        patience = 4 * self._settings.read_timeout
+        async with aclosing(transfer(what, layer, open_at, Backoff(self._settings), patience=patience)) as pieces:
             yield pieces
 
     async def close(self) -> None:

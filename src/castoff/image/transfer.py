@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -22,6 +23,7 @@ __all__ = ["check_answer", "range_from", "transfer"]
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
 _PROGRESS = 1 << 20
+_SLOWEST = 1024  # bytes a second; a server that drips on under this is as good as silent
 _END_PATIENCE = 1.0  # seconds to wait for the end of a body that does not tell its length, once all of the blob is here
 
 
@@ -51,7 +53,7 @@ def check_answer(what: str, response: Response, offset: int, size: int) -> int:
 
 
 async def transfer(
-    what: str, layer: Layer, open_at: Callable[[int, Backoff], Awaitable[Response]], backoff: Backoff
+    what: str, layer: Layer, open_at: Callable[[int, Backoff], Awaitable[Response]], backoff: Backoff, *, patience: float
 ) -> AsyncGenerator[bytes, None]:
     """The blob's bytes in pieces of at most a MiB.
 
@@ -59,6 +61,7 @@ async def transfer(
         what: Names the blob in errors.
         layer: Its digest and size.
         open_at: Opens it at an offset, or at 0; headers checked.
+        patience: Seconds over which the rate is looked at.
         backoff: The tries; a MiB of progress begins them anew (a byte does not: a server that sends one at a time is broken).
 
     Raises:
@@ -69,7 +72,12 @@ async def transfer(
     while offset < layer.size:
         try:
             async with await open_at(offset, backoff) as response, aclosing(_rest(what, response, offset, layer.size)) as pieces:
+                since, before = time.monotonic(), offset
                 async for piece in pieces:
+                    now = time.monotonic()
+                    if now - since > patience:
+                        _check_rate(what, response, (offset + len(piece) - before) / (now - since))
+                        since, before = now, offset
                     offset += len(piece)
                     if offset - settled >= _PROGRESS:
                         backoff.progressed()
@@ -77,6 +85,11 @@ async def transfer(
                     yield piece
         except Broken as error:
             await backoff.wait(error)
+
+
+def _check_rate(what: str, response: Response, rate: float) -> None:
+    if rate < _SLOWEST:
+        raise Broken(f"{response.url.origin} gives {what} at {rate:.0f} bytes a second", hint="try again later")
 
 
 async def _rest(what: str, response: Response, offset: int, size: int) -> AsyncGenerator[bytes, None]:
