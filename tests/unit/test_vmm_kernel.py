@@ -201,7 +201,7 @@ async def test_a_kernel_with_everything_built_in_needs_no_modules(tmp_path: Path
     assert kernel.modules == () and kernel.path.read_bytes() == VMLINUX
 
 
-async def test_no_kernel_says_where_it_was_looked_for(tmp_path: Path) -> None:
+async def test_no_kernel_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is not there or no kernel; sources that have none."""
     with pytest.raises(NotFound, match="cannot be read"):
         await find_kernel(file_settings(tmp_path / "nothing", None), tmp_path / "cache")
@@ -209,9 +209,32 @@ async def test_no_kernel_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="neither an ELF file nor a bzImage"):
         await find_kernel(file_settings(tmp_path / "text", None), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
-    nowhere = VmmSettings(kernel=KernelSettings(sources=("debian",), package="linux-image-of-nobody"))
-    with pytest.raises(NotFound, match=r"no kernel for guests \(debian: apt-cache failed: .*--kernel"):
+    nowhere = VmmSettings(kernel=KernelSettings(sources=("debian",)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotFound, match=r"no kernel for guests \(debian: this host has no apt\); give one with --kernel"):
         await find_kernel(nowhere, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("apt", "why"),
+    [
+        ("echo 'E: No packages found' >&2; exit 100", "failed: E: No packages found"),
+        ("echo 'Depends: something-else'", "depends on no kernel"),
+        ("[ $0 != ${0%apt-cache} ] && echo 'Depends: linux-image-9-cloud-amd64 (= 9)'; exit 0", "left 0 packages"),
+        ("sleep 100", "took longer than 1 s"),
+    ],
+)
+async def test_what_apt_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apt: str, why: str) -> None:
+    """A host whose apt finds nothing, offers nothing, brings nothing or hangs; nothing is left of the attempt."""
+    for name in ("apt-get", "apt-cache", "dpkg-deb"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{apt}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    settings = VmmSettings(kernel=KernelSettings(sources=("debian",), download_seconds=1))
+    with pytest.raises(NotFound, match=why):
+        await find_kernel(settings, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 async def test_a_broken_cache_is_told(tmp_path: Path) -> None:

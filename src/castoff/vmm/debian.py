@@ -7,9 +7,11 @@ container), lists of castoff's own are fetched into the cache; the host's are ne
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -92,8 +94,6 @@ class _Apt:
 
 async def _run(command: list[str], *, cwd: Path, seconds: float) -> str:
     """Runs a program; its standard output."""
-    import os
-
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     try:
         process = await asyncio.create_subprocess_exec(
@@ -102,6 +102,7 @@ async def _run(command: list[str], *, cwd: Path, seconds: float) -> str:
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
             stderr=asyncio.subprocess.PIPE,
         )
     except OSError as error:
@@ -115,8 +116,8 @@ async def _run(command: list[str], *, cwd: Path, seconds: float) -> str:
         ) from error
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            os.killpg(process.pid, signal.SIGKILL)  # its download methods are processes of their own, and hold our pipes
+            await process.communicate()
     if process.returncode:
         lines = errors.decode("utf-8", "replace").strip().splitlines() or ["no message"]
         raise Unavailable(f"{command[0]} failed: {lines[-1]}", hint="see that apt works on this host, or give --kernel a file")

@@ -27,6 +27,7 @@ __all__ = ["QemuHandle", "QemuVmm"]
 
 _CONSOLE: Final = "console.log"
 _LOG: Final = "vmm.log"
+_LAST_WORDS_SECONDS: Final = 0.5
 _CONSOLE_LIMIT: Final = 64 << 20
 
 
@@ -157,6 +158,7 @@ class QemuVmm:
                     await answer
                     return
         except (TimeoutError, CastoffError) as error:
+            await asyncio.wait((ended,), timeout=_LAST_WORDS_SECONDS)  # its socket closes a moment before it has ended
             if not ended.done():
                 raise Unavailable(
                     f"qemu does not answer: {last_lines(spec.directory / _LOG) or 'it said nothing'}",
