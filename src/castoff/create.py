@@ -28,7 +28,7 @@ from castoff.machine.process import guest_settings
 from castoff.machine.records import MachineRecords
 from castoff.rootfs.chain import configured_chain
 from castoff.rootfs.context import ProviderContext
-from castoff.rootfs.provider import Rootfs, RootfsProvider, RootfsRequest
+from castoff.rootfs.provider import Rootfs, RootfsRequest
 from castoff.store.builds import uninterrupted
 from castoff.store.store import Store
 from castoff.vmm.initramfs import assemble
@@ -72,11 +72,10 @@ async def create(
             digest=str(image.digest),
             command=guest.argv,
         )
-        undo.push_async_callback(asyncio.to_thread, records.remove, machine_id)
+        undo.push_async_callback(_remove, record, records, providers)
         directory = await uninterrupted(records.add, record)
 
         rootfs = await locate(request, image, source, providers)
-        undo.push_async_callback(rootfs.release, machine_id)
         drives = await rootfs.clone(machine_id, directory)
 
         kernel, vmm = await prepared
@@ -98,7 +97,7 @@ async def create(
         from castoff.machine.boot import boot  # 15 ms that the VMM need not wait for
 
         async with _beside(uninterrupted(records.update, record)) as written:
-            machine = await boot(record, records=records, handle=handle, rootfs=rootfs, timeout=config.machine.boot_timeout)
+            machine = await boot(record, records=records, providers=providers, handle=handle, timeout=config.machine.boot_timeout)
             await written
         undo.pop_all()
     return machine
@@ -127,15 +126,20 @@ async def locate(request: MachineRequest, image: Image, source: ImageSource, pro
         NotFound: No provider has one.
         CastoffError: What the provider raised.
     """
-    chain: RootfsProvider = configured_chain(providers)
     override = request.rootfs if isinstance(request.rootfs, Path) else None
-    if isinstance(request.rootfs, str):
-        chain = configured_chain(providers.only(request.rootfs))
+    name = "prepared" if override is not None else request.rootfs
+    chain = configured_chain(providers.only(name) if isinstance(name, str) else providers)
     rootfs = await chain.locate(RootfsRequest(image, source, size=request.disk_size, override=override, clone=request.clone))
     if rootfs is None:
-        who = f"provider {request.rootfs!r}" if isinstance(request.rootfs, str) else "no provider"
-        raise NotFound(f"{who} has a root filesystem for {request.image}", hint="see rootfs.providers in `castoff config show`")
+        what = "no provider has a root filesystem" if name is None else f"{name} has no root filesystem"
+        raise NotFound(f"{what} for {request.image}", hint="see rootfs.providers in `castoff config show`")
     return rootfs
+
+
+async def _remove(record: MachineRecord, records: MachineRecords, providers: ProviderContext) -> None:
+    from castoff.machine.removal import remove_machine  # wanted by creates that fail
+
+    await remove_machine(record, records, providers)
 
 
 @contextlib.asynccontextmanager

@@ -188,7 +188,7 @@ class Host:
             NotFound: There is none of that name or id.
             Conflict: It runs.
         """
-        from castoff.machine.leftovers import end_machine, remove_machine
+        from castoff.machine.removal import end_machine, remove_machine
 
         record = await asyncio.to_thread(self.machines.get, name_or_id)
         if not force and record.state != MachineState.EXITED and record.owner.alive():

@@ -8,7 +8,7 @@ from castoff.errors import CastoffError
 from castoff.machine.machine import Machine, MachineLost, console_tail, lost
 from castoff.machine.model import MachineRecord
 from castoff.machine.records import MachineRecords
-from castoff.rootfs.provider import Rootfs
+from castoff.rootfs.context import ProviderContext
 from castoff.timeline import step
 from castoff.vmm.channel import GuestChannel
 from castoff.vmm.vmm import VmmHandle
@@ -16,14 +16,16 @@ from castoff.vmm.vmm import VmmHandle
 __all__ = ["boot"]
 
 
-async def boot(record: MachineRecord, *, records: MachineRecords, handle: VmmHandle, rootfs: Rootfs, timeout: float) -> Machine:
+async def boot(
+    record: MachineRecord, *, records: MachineRecords, providers: ProviderContext, handle: VmmHandle, timeout: float
+) -> Machine:
     """The machine of a VMM that was just started, once its command runs (or could not be executed: ``wait`` tells).
 
     Args:
         record: What is written down of it.
         records: Where.
+        providers: Whoever gave it its rootfs is among them.
         handle: Its VMM.
-        rootfs: What it boots from.
         timeout: Seconds that it may take.
 
     Raises:
@@ -33,7 +35,7 @@ async def boot(record: MachineRecord, *, records: MachineRecords, handle: VmmHan
         try:
             async with asyncio.timeout(timeout):
                 channel = await GuestChannel.connect(handle, timeout)
-                machine = Machine(record, records=records, handle=handle, channel=channel, rootfs=rootfs)
+                machine = Machine(record, records=records, providers=providers, handle=handle, channel=channel)
                 try:
                     ready = await machine.ready()
                 except BaseException:

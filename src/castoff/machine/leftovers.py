@@ -8,23 +8,17 @@ directory, and their record tells that they ended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import msgspec
+from collections.abc import Callable
 
 from castoff.errors import CastoffError
 from castoff.machine.model import MachineRecord, MachineState
 from castoff.machine.records import MachineRecords
+from castoff.machine.removal import end_machine, remove_machine
 from castoff.rootfs.context import ProviderContext
-from castoff.rootfs.release import release_machine
 from castoff.timeline import step
 from castoff.vmm.settings import VmmSettings
 
-__all__ = ["end_machine", "remove_machine", "sweep"]
+__all__ = ["sweep"]
 
 
 async def sweep(
@@ -53,40 +47,3 @@ def _orphans(records: MachineRecords) -> list[MachineRecord]:
     return [
         record for record in records if not record.owner.alive() and not (record.keep and record.state == MachineState.EXITED)
     ]
-
-
-async def end_machine(record: MachineRecord, records: MachineRecords, settings: VmmSettings) -> None:
-    """Kills a machine's VMM, where it still runs, and writes its end down. The command's exit code is lost with its owner."""
-    directory = records.path(record.id)
-    if record.vmm:
-        from castoff.machine.drivers import open_vmm
-
-        handle = await open_vmm(record.vmm, settings, directory).reattach(record.vmm_state)
-        if handle is not None:
-            await handle.kill()
-    else:
-        # Its owner died between the VMM's start and the record of it: look for a process that says it is this machine.
-        for pid in _monitors(record.id, directory):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    if record.keep:
-        await asyncio.to_thread(records.update, msgspec.structs.replace(record, state=MachineState.EXITED))
-
-
-async def remove_machine(record: MachineRecord, records: MachineRecords, providers: ProviderContext) -> None:
-    """Gives back what an ended machine holds, and deletes its directory. Idempotent."""
-    await release_machine(record.id, records.path(record.id), providers)
-    await asyncio.to_thread(records.remove, record.id)
-
-
-def _monitors(machine_id: str, directory: Path) -> Iterator[int]:
-    """VMM processes of a machine that nobody wrote down: named after it (an argument of theirs is ``castoff-<id>``) and
-    holding files of its directory open. One of the two alone could be anybody's, a person's ``pgrep`` or ``less``."""
-    name = f"castoff-{machine_id}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # it ended while we looked, or is another user's
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if name in words and any(link.readlink().is_relative_to(directory) for link in (entry / "fd").iterdir()):
-                yield int(entry.name)

@@ -15,7 +15,8 @@ import msgspec
 from castoff.errors import CastoffError, Unavailable
 from castoff.machine.model import MachineId, MachineRecord, MachineState
 from castoff.machine.records import MachineRecords
-from castoff.rootfs.provider import Rootfs
+from castoff.machine.removal import remove_machine
+from castoff.rootfs.context import ProviderContext
 from castoff.timeline import step
 from castoff.vmm.channel import Exit, GuestChannel, Output, Ready
 from castoff.vmm.process import last_lines
@@ -50,14 +51,20 @@ class Machine:
     """
 
     def __init__(
-        self, record: MachineRecord, *, records: MachineRecords, handle: VmmHandle, channel: GuestChannel, rootfs: Rootfs
+        self,
+        record: MachineRecord,
+        *,
+        records: MachineRecords,
+        providers: ProviderContext,
+        handle: VmmHandle,
+        channel: GuestChannel,
     ) -> None:
         self.record = record
         self.directory = records.path(record.id)
         self._records = records
         self._handle = handle
         self._channel = channel
-        self._rootfs: Rootfs | None = rootfs
+        self._providers = providers
         self._events = channel.events()
         self._exit: Exit | None = None
         self._killed = False
@@ -155,14 +162,10 @@ class Machine:
         await self._channel.close()
         if self.record.keep:
             await self._retire()
-            self._rootfs = None  # as long as somebody holds it, it is in use: prune leaves it alone
             return
         with step("machine.machine", remove=self.id):
             await self._handle.kill()
-            if self._rootfs is not None:
-                await self._rootfs.release(self.id)
-                self._rootfs = None
-            await asyncio.to_thread(self._records.remove, self.id)
+            await remove_machine(self.record, self._records, self._providers)
 
     async def __aenter__(self) -> Machine:
         return self
