@@ -128,7 +128,7 @@ class _Conversion:
         self._directory = directory
         self._limits = limits
         self._stream = stream
-        self._file = SegmentFile(directory / "segment", layer.size)
+        self._file = SegmentFile(directory / "segment", self._to_come)
         self._feed = Feed(self.pipeline)
         self._pool = Pool(self.pipeline, _BUFFERS, _BUFFER)
         self._staging = Pool(self.pipeline, _STAGINGS, STAGING)
@@ -136,6 +136,8 @@ class _Conversion:
         self._to_parse: Channel[Buffer] = self.pipeline.channel()
         self._to_write: Channel[Buffer] = self.pipeline.channel()
         self._rows: Rows | None = None
+        self._taken = 0
+        self._total = 0
         self.pipeline.start(self.inflate, self.digest, self.parse, self.write)
 
     def close(self) -> None:
@@ -156,7 +158,12 @@ class _Conversion:
         piece = self._feed.get()
         if piece is not None:
             self._to_digest.put(piece)
+            self._taken += len(piece)
         return piece
+
+    def _to_come(self, written: int) -> int:
+        """An estimate of the segment's bytes after ``written``, from how the blob's bytes have unpacked so far."""
+        return max(self._total * self._layer.size // max(self._taken, 1) - written, 0)
 
     def inflate(self) -> None:
         """Decompresses the blob into buffers.
@@ -176,20 +183,19 @@ class _Conversion:
     def _decompress(self) -> None:
         """Fills buffers to their ends (the parser wants whole blocks) but for the stream's last."""
         decompressor = open_decompressor(self._stream, self._compressed)
-        total = 0
         filled = _BUFFER
         while filled == _BUFFER:
             buffer = self._pool.take()
             filled = 0
             while filled < _BUFFER and (count := decompressor.readinto(buffer.view[filled:])):
                 filled += count
-            total += filled
-            self._check_size(total)
+            self._total += filled
+            self._check_size()
             buffer.filled = filled
             self._to_digest.put(buffer)
 
-    def _check_size(self, total: int) -> None:
-        limits = self._limits
+    def _check_size(self) -> None:
+        limits, total = self._limits, self._total
         if total > limits.max_layer_size:
             raise LimitExceeded("uncompressed bytes", limit=limits.max_layer_size, setting="layers.max_layer_size")
         if total > _RATIO_FROM and total > limits.max_ratio * self._layer.size:

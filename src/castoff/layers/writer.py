@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from blake3 import blake3
@@ -22,8 +23,9 @@ __all__ = ["SegmentFile"]
 
 _HOLE = 64 << 20
 """Bytes of zeros in a row that are worth a hole: at most one extent more for each 64 MiB."""
-_STEP = 256 << 20
-"""Bytes reserved at a time."""
+_STEP = 64 << 20
+"""Bytes reserved at a time, if so many are to come."""
+_LEAST_STEP = 2 << 20
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _ZEROS = memoryview(bytes(CHUNK))
 _ZERO_DIGEST = blake3(_ZEROS).digest()
@@ -36,16 +38,20 @@ class SegmentFile:
 
     O_DIRECT where the filesystem has it: the page cache would cost a copy, a page allocation and a flush before the first
     clone, and machines read their drives past it.
+
+    Args:
+        path: The file; it may not exist.
+        to_come: Told the bytes that are written, estimates how many more will be.
     """
 
-    def __init__(self, path: Path, expected: int) -> None:
+    def __init__(self, path: Path, to_come: Callable[[int], int]) -> None:
         self._path = path
         self.digests = bytearray()
         self.zero = bytearray()
         self.size = 0
         self._zeros = 0
         self._reserved = 0
-        self._step = min(max(_STEP // 4, -(-expected // BLOCK) * BLOCK), 4 * _STEP)
+        self._to_come = to_come
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         try:
             self._descriptor = os.open(path, flags | os.O_DIRECT, 0o644)
@@ -65,11 +71,12 @@ class SegmentFile:
             while (buffer := channel.get()) is not None:
                 self._take(buffer)
                 pool.give(buffer)
+            self._punch(self.size - self._zeros, self._zeros)
             os.ftruncate(self._descriptor, self.size)
             os.ftruncate(self._descriptor, self.size)  # gives back what was reserved, which growing (by zeros) does not
             os.fsync(self._descriptor)
         except OSError as error:
-            raise translate(error, self._path, self.size + CHUNK) from error
+            raise translate(error, self._path, self.size + max(self._to_come(self.size), CHUNK)) from error
 
     def close(self) -> None:
         """Closes the file. Idempotent."""
@@ -117,8 +124,7 @@ class SegmentFile:
         count, self._zeros = self._zeros, 0
         start = end - count
         if count >= _HOLE:
-            if start < self._reserved:
-                _libc.fallocate(self._descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, count)
+            self._punch(start, count)
             self._reserved = max(self._reserved, end)
             return
         self._reserve(end)
@@ -126,12 +132,18 @@ class SegmentFile:
         for at in range(start, end, CHUNK):
             self._pwrite(zeros[: min(CHUNK, end - at)], at)
 
+    def _punch(self, start: int, count: int) -> None:
+        """Makes a hole of what may have been reserved; a filesystem that cannot has zeros there, which is as good."""
+        if count and start < self._reserved:
+            _libc.fallocate(self._descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, count)
+
     def _reserve(self, end: int) -> None:
+        """Sees to it that the file has room up to ``end``, and some more if more is to come."""
         if end <= self._reserved:
             return
-        step = self._step
+        step = max(_LEAST_STEP, min(_STEP, -(-self._to_come(end) // BLOCK) * BLOCK))
         while step >= CHUNK:
-            count = max(step, end - self._reserved)
+            count = end - self._reserved + step
             if _libc.fallocate(self._descriptor, _KEEP_SIZE, self._reserved, count) == 0:
                 self._reserved += count
                 return
