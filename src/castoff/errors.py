@@ -48,12 +48,19 @@ class CastoffError(Exception):
     code: Code = Code.INTERNAL
 
     def __init__(self, what: str, *, hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
+        self.what = _one_line(what)
+        self.hint = _one_line(hint)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return f"{self.what}; {self.hint}" if self.hint else self.what
+
+
+def _one_line(text: str) -> str:
+    """``text`` with what a terminal would act on, or could not show, escaped: names come from images and registries."""
+    if text.isprintable():
+        return text
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode("ascii") for part in text)
 
 
 class Invalid(CastoffError):
