@@ -24,7 +24,7 @@ class Row:
     gid: int = 0
     mtime: int = 0
     mtime_ns: int = 0
-    contents: bytes = b""
+    contents: bytes = field(default=b"", repr=False)
     target: bytes = b""
     device: tuple[int, int] = (0, 0)
     attributes: tuple[tuple[bytes, bytes], ...] = ()

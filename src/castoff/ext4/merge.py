@@ -45,6 +45,11 @@ class Tree:
         np.minimum(position, len(self.key) - 1, out=position)
         return position, self.key[position] == keys
 
+    def locate(self, key: int) -> int:
+        """Where one key is; -1 where it is not."""
+        position = int(self.key.searchsorted(np.uint64(key)))
+        return position if position < len(self.key) and int(self.key[position]) == key else -1
+
     def inserted(self, at: NDArray[np.int64], new: Tree) -> Tree:
         """The tree with the paths of ``new``, each before the one that is at ``at``."""
         return Tree(np.insert(self.key, at, new.key), np.insert(self.item, at, new.item), np.insert(self.inode, at, new.inode))
@@ -170,7 +175,7 @@ def _below(stack: Stack, tree: Tree, hidden: NDArray[np.int64]) -> NDArray[np.bo
     parent = slot_position[stack.slot[tree.item]]
     # A slot of a layer that is not applied yet is in nobody's way: no path of the tree stands in it.
     assert bool(known[stack.slot[tree.item]].all())
-    root = int(tree.find(np.array([ROOT_KEY], dtype=np.uint64))[0][0])
+    root = tree.locate(ROOT_KEY)
     covers = np.zeros(len(tree.key), dtype=bool)
     covers[hidden] = True
     directories = np.flatnonzero(stack.kind[tree.inode] == Kind.DIRECTORY)

@@ -52,7 +52,7 @@ def number(stack: Stack, tree: Tree) -> Numbering:
     Raises:
         Invalid: A file has more links than ext4 can count, or lost+found is no directory.
     """
-    root = int(tree.find(np.array([ROOT_KEY], dtype=np.uint64))[0][0])
+    root = tree.locate(ROOT_KEY)
     root_item = int(tree.inode[root])
     live = np.zeros(len(stack), dtype=bool)
     live[tree.inode] = True
@@ -106,9 +106,9 @@ def with_lost_and_found(stack: Stack, tree: Tree) -> Tree:
     """
     own = stack.layers[0]
     key = own.key[1:2]
-    position, found = tree.find(key)
-    if found[0]:
-        if stack.kind[tree.inode[position[0]]] != Kind.DIRECTORY:
+    position = tree.locate(int(key[0]))
+    if position >= 0:
+        if stack.kind[tree.inode[position]] != Kind.DIRECTORY:
             raise Invalid(
                 f"the image has a {LOST_AND_FOUND.decode()} that is not a directory, and ext4 keeps that name for its own"
             )

@@ -118,8 +118,8 @@ class _Replay:
         return Changes(np.array(keys, dtype=np.uint64), items.astype(np.uint32), inodes.astype(np.uint32), flags)
 
     def _known_hashes(self) -> dict[bytes, int]:
-        """The hashes of all names that symlinks and hardlinks of the image may lead through."""
-        names: set[bytes] = set()
+        """The hashes of the layer's directories' names, and of all that symlinks and hardlinks may lead through."""
+        names = {self.layer.names[item] for item in range(self.layer.rows, len(self.layer))}
         for layer in self.stack.layers:
             for item in np.flatnonzero(layer.kind == Kind.SYMLINK).tolist():
                 names.update(layer.inodes.inline[item].split(b"/"))
@@ -138,11 +138,11 @@ class _Replay:
         if path is None:
             if directory in self.fresh:
                 return None
-            position, found = self.tree.find(np.array([key], dtype=np.uint64))
-            if not found[0]:
+            position = self.tree.locate(key)
+            if position < 0:
                 return None
-            item = int(self.tree.item[position[0]])
-            path = _Path(self._parent(item), self.stack.names[item], item, int(self.tree.inode[position[0]]))
+            item = int(self.tree.item[position])
+            path = _Path(self._parent(item), self.stack.names[item], item, int(self.tree.inode[position]))
         if path.parent != directory or path.name != name:
             raise Invalid(f"the name {show(name)} was made to collide with another")
         return path if path.inode >= 0 else None
@@ -155,7 +155,7 @@ class _Replay:
         path = self.paths.get(key)
         if path is not None:
             return path
-        position = int(self.tree.find(np.array([key], dtype=np.uint64))[0][0])
+        position = self.tree.locate(key)
         item = int(self.tree.item[position])
         parent = ROOT_KEY if key == ROOT_KEY else self._parent(item)
         return _Path(parent, self.stack.names[item], item, int(self.tree.inode[position]))
