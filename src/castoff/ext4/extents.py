@@ -35,10 +35,14 @@ class ExtentList:
         """Extents of each item."""
         return np.diff(self.at)
 
-    def sums(self) -> NDArray[np.int64]:
-        """Blocks of each item."""
-        total = np.concatenate(([0], np.cumsum(self.length, dtype=np.int64)))
-        return total[self.at[1:]] - total[self.at[:-1]]
+    def sums(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Blocks of each of ``items``, which ascend."""
+        if not len(items):
+            return np.zeros(0, dtype=np.int64)
+        first, last = self.at[items].astype(np.int64), self.at[items + 1].astype(np.int64)
+        total = np.concatenate(([0], np.cumsum(self.length[first[0] : last[-1]], dtype=np.int64)))
+        sums: NDArray[np.int64] = total[last - first[0]] - total[first - first[0]]
+        return sums
 
 
 def extents_of(toc: Toc, items: int) -> ExtentList:

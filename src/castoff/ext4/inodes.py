@@ -119,7 +119,7 @@ def _fill_blocks(inodes: NDArray[np.void], columns: InodeColumns, items: NDArray
     words[slow, WORD.BLOCK + 4] = 1
 
     files = np.flatnonzero(counts)
-    total = lists.sums()[items[files]] if len(files) else np.zeros(0, dtype=np.int64)
+    total = lists.sums(items[files])
     inodes["i_blocks_lo"][files] = total * 8
     inodes["i_blocks_high"][files] = total * 8 >> 32
     inodes["i_blocks_lo"][slow] = 8

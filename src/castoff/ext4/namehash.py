@@ -21,20 +21,32 @@ HASH_SEED = np.frombuffer(hashlib.sha256(b"castoff directory hash seed 1").diges
 _END_OF_DIRECTORY = 0xFFFFFFFE
 """The kernel keeps this hash for the end of a directory; a name that has it gets the one before."""
 
+_WINDOW = 1 << 14
+"""Names hashed at once: their words stay in the cache."""
+
 _Words = NDArray[np.uint32]
 
 
 def hash_names(names: Strings) -> tuple[_Words, _Words]:
     """The (major, minor) hash of each name; a major hash is even."""
-    state = np.repeat(HASH_SEED[:, None], len(names), axis=1)
-    length = names.length.astype(np.int64)
+    major, minor = np.empty(len(names), dtype=np.uint32), np.empty(len(names), dtype=np.uint32)
+    for first in range(0, len(names), _WINDOW):
+        here = np.arange(first, min(first + _WINDOW, len(names)))
+        _, major[here], minor[here], _ = _hashed(names, here)
+    major &= np.uint32(0xFFFFFFFE)
+    major[major == _END_OF_DIRECTORY] = _END_OF_DIRECTORY - 2
+    return major, minor
+
+
+def _hashed(names: Strings, which: NDArray[np.int64]) -> _Words:
+    """The state after all input, [4, which]."""
+    state = np.repeat(HASH_SEED[:, None], len(which), axis=1)
+    length = names.length[which].astype(np.int64)
     rows = np.flatnonzero(length > 0)
     for start in range(0, int(length.max(initial=0)), 32):
         rows = rows[length[rows] > start]
-        state[:, rows] = _transform(state[:, rows], _chunk(names, rows, start))
-    major = state[1] & np.uint32(0xFFFFFFFE)
-    major[major == _END_OF_DIRECTORY] = _END_OF_DIRECTORY - 2
-    return major, state[2].copy()
+        state[:, rows] = _transform(state[:, rows], _chunk(names, which[rows], start))
+    return state
 
 
 def _chunk(names: Strings, rows: NDArray[np.int64], start: int) -> list[_Words]:

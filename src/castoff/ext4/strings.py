@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 __all__ = ["Strings", "spread"]
 
 
+_WINDOW = 1 << 15
+"""Strings copied at once: what an index of every byte of more would take is better not taken."""
+
+
 def spread(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The runs ``start, start + 1, ...`` of ``counts`` elements each, one after another."""
     ends = np.cumsum(counts)
@@ -50,10 +54,12 @@ class Strings:
         ends = np.cumsum(counts)
         at = ends - counts
         data = np.zeros(int(ends[-1]) * 4 if len(ends) else 0, dtype=np.uint8)
-        used = pool[bounds[0] : bounds[-1]]
-        target = np.arange(len(used), dtype=np.int64)
-        target += np.repeat(at * 4 - (bounds[:-1] - bounds[0]), length)
-        data[target] = used
+        for first in range(0, len(length), _WINDOW):
+            here = slice(first, first + _WINDOW)
+            used = pool[bounds[first] : bounds[min(first + _WINDOW, len(length))]]
+            target = np.arange(len(used), dtype=np.int64)
+            target += np.repeat(at[here] * 4 - (bounds[:-1][here] - bounds[first]), length[here])
+            data[target] = used
         return cls(data.view("<u4"), at.astype(np.uint32), length.astype(np.uint16))
 
     @classmethod
