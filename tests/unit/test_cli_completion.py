@@ -53,6 +53,18 @@ def test_bash_completes_commands_options_and_values(path: str) -> None:
     assert "--state" in _bash("castoff store usage --st", path)
 
 
+def test_bash_completes_what_is_here(path: str, tmp_path: Path) -> None:
+    """Names of root filesystems and machines, of the state that the line names; nothing is made where there is none."""
+    state = tmp_path / "state"
+    assert _bash(f"castoff --state {state} rootfs show ", path) == []
+    assert not state.exists()
+    for name in ("rootfs/abc-1", "rootfs/def-2", "machines/00112233445566", "machines/.debris"):
+        (state / "store" / name).mkdir(parents=True)
+    assert _bash(f"castoff --state {state} rootfs show ", path) == ["abc-1", "def-2"]
+    assert _bash(f"castoff --state {state} rootfs remove d", path) == ["def-2"]
+    assert _bash(f"castoff --state {state} machine remove ", path) == ["00112233445566"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_script_is_one_that_the_shell_reads(shell: str, path: str) -> None:
     """The shell's own syntax check, where it is installed; the registration in any case."""

@@ -13,6 +13,7 @@ import msgspec
 from castoff.cli.app import Group
 from castoff.cli.exits import printable
 from castoff.cli.globals import Globals
+from castoff.cli.names import machine_names
 from castoff.cli.session import on_host
 from castoff.cli.text import columns, duration
 
@@ -48,7 +49,7 @@ def list_(shared: Globals) -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 @click.pass_obj
 def show(shared: Globals, name: str) -> None:
     """Show one machine, by its name or id."""
@@ -72,7 +73,7 @@ def show(shared: Globals, name: str) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=machine_names)
 @click.option("-f", "--force", is_flag=True, help="Also where it runs: end it.")
 @click.pass_obj
 def remove(shared: Globals, names: tuple[str, ...], force: bool) -> None:

@@ -11,6 +11,7 @@ import click
 from castoff.cli.app import Group
 from castoff.cli.exits import printable
 from castoff.cli.globals import Globals
+from castoff.cli.names import rootfs_names
 from castoff.cli.parameters import parse_platform, parse_size
 from castoff.cli.session import on_host
 from castoff.cli.text import columns, duration, size
@@ -73,7 +74,7 @@ def list_(shared: Globals) -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=rootfs_names)
 @click.pass_obj
 def show(shared: Globals, name: str) -> None:
     """Show one: NAME is the beginning of its name, or an image's reference or digest."""
@@ -94,7 +95,7 @@ def show(shared: Globals, name: str) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=rootfs_names)
 @click.pass_obj
 def remove(shared: Globals, names: tuple[str, ...]) -> None:
     """Remove some: NAME as of `show`. Their layers stay; those that a machine uses are refused."""
@@ -112,7 +113,7 @@ def remove(shared: Globals, names: tuple[str, ...]) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=rootfs_names)
 @click.pass_obj
 def verify(shared: Globals, names: tuple[str, ...]) -> int:
     """Compose some (or all) again from their layers, and compare. Exits with 1 where one is damaged."""
