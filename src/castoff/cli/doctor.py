@@ -66,5 +66,7 @@ def _paragraph(finding: Finding, shared: Globals) -> str:
     lines = [f"{said} {finding.name:<12} {finding.found}"]
     for label, text in (("", finding.gives), ("get it: ", finding.how)):
         if text:
-            lines += textwrap.wrap(label + text, 110, initial_indent=" " * 18, subsequent_indent=" " * (18 + len(label)))
+            lines += textwrap.wrap(
+                label + text, 110, initial_indent=" " * 18, subsequent_indent=" " * (18 + len(label)), break_on_hyphens=False
+            )
     return "\n".join(lines)
