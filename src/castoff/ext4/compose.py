@@ -63,7 +63,9 @@ def compose(layers: Sequence[tuple[Digest, LayerTables]], *, size: int | None = 
         layout = geometry(wanted, applied.contents)
         if layout is None:
             needed = minimum_blocks(applied.contents) * BLOCK_SIZE
-            raise NoSpace(f"the root filesystem of {len(layers)} layers", needed=needed, available=wanted)
+            error = NoSpace("the image's root filesystem", needed=needed, available=wanted)
+            error.hint = f"give the machine a disk of at least {needed} bytes"
+            raise error
         return _composition(applied, layout, wanted, derived_uuid([digest for digest, _ in layers], wanted))
 
 

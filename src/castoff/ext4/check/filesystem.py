@@ -6,6 +6,7 @@ superblock. It is stricter than e2fsck: what nobody uses must be zero, so that e
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from castoff import timeline
 from castoff.ext4.check.attributes import read_attributes
-from castoff.ext4.check.directories import Entry, read_directory
+from castoff.ext4.check.directories import read_directory
 from castoff.ext4.check.extents import Mapping, map_blocks
 from castoff.ext4.check.groups import check_groups, check_journal, check_superblock
 from castoff.ext4.check.image import BLOCK, Image, Inode, Problem
@@ -48,8 +49,11 @@ class _Checker:
     attribute_blocks: dict[int, int] = field(default_factory=dict)
     parents: dict[int, int] = field(default_factory=dict)
     links: dict[int, int] = field(default_factory=dict)
-    entries: dict[int, list[Entry]] = field(default_factory=dict)
-    inodes: dict[int, Inode] = field(default_factory=dict)
+    entries: dict[int, array[int]] = field(default_factory=dict)
+    """For each directory the inode and the file type of each of its entries, in turn."""
+    lost_and_found: int = 0
+    inodes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Kind and link count of all inodes that a name leads to."""
 
     def run(self) -> None:
         """Checks everything, the tree from its root on."""
@@ -113,7 +117,8 @@ class _Checker:
     def _inode(self, number: int) -> list[int]:
         """Checks an inode; the directories that it names for the first time."""
         image = self.image
-        self.inodes[number] = inode = image.inode(number)
+        inode = image.inode(number)
+        self.inodes[number] = inode.kind, inode.links
         where = f"inode {number}"
         if inode.kind not in _FILE_TYPES or any(inode.raw[100:104]) or any(inode.raw[20:24]) or any(inode.raw[36:40]):
             image.report(where, "it has a mode, generation, version or time of deletion that nothing has")
@@ -158,8 +163,10 @@ class _Checker:
         image = self.image
         where = f"directory {inode.number}"
         entries = read_directory(image, inode, mapping)
-        self.entries[inode.number] = entries
+        self.entries[inode.number] = array("I", [value for entry in entries for value in (entry.inode, entry.file_type)])
         names = [entry.name for entry in entries]
+        if inode.number == _ROOT:
+            self.lost_and_found = next((entry.inode for entry in entries if entry.name == b"lost+found"), 0)
         if len(set(names)) != len(names):
             image.report(where, "a name stands in it twice")
         parent = self.parents.get(inode.number, _ROOT)
@@ -179,24 +186,23 @@ class _Checker:
 
     def _links(self) -> None:
         """Link counts, and the file types that entries promise."""
+        nothing = (0, 0)
         for directory, entries in self.entries.items():
-            for entry in entries:
-                inode = self.inodes.get(entry.inode)
-                if inode is not None and _FILE_TYPES.get(inode.kind) != entry.file_type:
-                    self.image.report(f"directory {directory}", f"{entry.name!r} has another file type than its inode")
-        for number, inode in self.inodes.items():
+            for number, file_type in zip(entries[::2], entries[1::2], strict=True):
+                kind, _ = self.inodes.get(number, nothing)
+                if kind and _FILE_TYPES.get(kind) != file_type:
+                    self.image.report(f"directory {directory}", f"an entry has another file type than its inode {number}")
+        for number, (kind, links) in self.inodes.items():
             expected = self.links.get(number, 0)
-            if inode.kind == _DIRECTORY:
+            if kind == _DIRECTORY:
                 if expected != 1:
                     self.image.report(f"inode {number}", "it is a directory with several names")
-                children = [self.inodes.get(entry.inode) for entry in self.entries.get(number, ())[2:]]
-                expected = 2 + sum(child is not None and child.kind == _DIRECTORY for child in children)
+                children = self.entries.get(number, array("I"))[4::2]
+                expected = 2 + sum(self.inodes.get(child, nothing)[0] == _DIRECTORY for child in children)
                 expected = 1 if expected > 65000 else expected
-            if inode.links != expected:
-                self.image.report(f"inode {number}", f"it says {inode.links} links and has {expected}")
-        root = {entry.name: entry.inode for entry in self.entries.get(_ROOT, ())}
-        found = self.inodes.get(root.get(b"lost+found", 0))
-        if found is None or found.kind != _DIRECTORY:
+            if links != expected:
+                self.image.report(f"inode {number}", f"it says {links} links and has {expected}")
+        if self.inodes.get(self.lost_and_found, nothing)[0] != _DIRECTORY:
             self.image.report("directory 2", "there is no lost+found")
 
     def _attribute_blocks(self) -> None:
@@ -223,6 +229,6 @@ class _Checker:
         inodes = np.zeros(image.groups * image.inodes_per_group, dtype=bool)
         inodes[: _FIRST - 1] = True
         inodes[np.array(list(self.inodes), dtype=np.int64) - 1] = True
-        numbers = np.array([number for number, inode in self.inodes.items() if inode.kind == _DIRECTORY], dtype=np.int64)
+        numbers = np.array([number for number, (kind, _) in self.inodes.items() if kind == _DIRECTORY], dtype=np.int64)
         directories = np.bincount((numbers - 1) // image.inodes_per_group, minlength=image.groups)
         check_groups(image, self.used, inodes, directories)
