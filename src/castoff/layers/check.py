@@ -69,8 +69,8 @@ def _paths(pool: NDArray[np.uint8], bounds: NDArray[Any], what: str) -> None:
         return
     slashes = np.flatnonzero(pool == _SLASH)
     # A component starts at each bound and after each slash, and ends at the next bound or slash.
-    starts = np.sort(np.concatenate((bounds[:-1].astype(np.int64), slashes + 1)))
-    ends = np.sort(np.concatenate((bounds[1:].astype(np.int64), slashes)))
+    starts = np.sort(np.concatenate((bounds[:-1].astype(np.int64), slashes + 1)), kind="stable")
+    ends = np.sort(np.concatenate((bounds[1:].astype(np.int64), slashes)), kind="stable")
     lengths = ends - starts
     if (lengths < 1).any() or (lengths > 255).any() or (pool == 0).any():
         raise _refuse(what)

@@ -78,7 +78,7 @@ async def convert(layer: Layer, blob: AsyncIterator[bytes], directory: Path, lim
 async def _head(pieces: AsyncIterator[bytes], step: timeline.Step) -> bytes:
     """As many pieces as tell how the blob is compressed."""
     head = b""
-    while len(head) < HEAD and (piece := await anext(pieces, b"")):
+    while len(head) < HEAD and (piece := await anext(pieces, None)) is not None:
         head += piece
     step.advance(len(head))
     return head

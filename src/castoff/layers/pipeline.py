@@ -13,6 +13,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from castoff.errors import Unavailable
+
 __all__ = ["Buffer", "Channel", "Pipeline", "Pool", "Stopped"]
 
 T = TypeVar("T")
@@ -80,8 +82,14 @@ class Pipeline:
         for stage in stages:
             name = f"{self._name}-{stage.__qualname__}"
             self._threads.append(threading.Thread(target=self._run, args=(stage,), name=name, daemon=True))
-        for thread in self._threads:
-            thread.start()
+        for number, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._threads = self._threads[:number]
+                self.stop(Unavailable(f"no thread for a conversion: {error}", hint="raise the limits of processes and memory"))
+                self._ended(len(stages) - number)
+                return
 
     def _run(self, stage: Callable[[], None]) -> None:
         try:
@@ -90,8 +98,11 @@ class Pipeline:
             pass
         except BaseException as error:
             self.stop(error)
+        self._ended(1)
+
+    def _ended(self, count: int) -> None:
         with self._lock:
-            self._running -= 1
+            self._running -= count
             last = not self._running
         if last:
             self._done()
@@ -137,10 +148,14 @@ class Pool:
 
         Raises:
             Stopped: The pipeline was stopped.
+            Unavailable: There is no memory for it.
         """
         if self._left:
             self._left -= 1
-            return Buffer(self._size)
+            try:
+                return Buffer(self._size)
+            except OSError as error:
+                raise Unavailable(f"no memory for a buffer of {self._size} bytes: {error.strerror}") from error
         buffer = self._free.get()
         if buffer is None:
             raise Stopped
