@@ -84,6 +84,7 @@ CHAIN = [Row(b"s%d" % number, Kind.SYMLINK, target=b"s%d" % (number + 1)) for nu
 REFUSED = [
     ([Row(b"h", Kind.HARDLINK, target=b"missing")], "'h' is a hardlink to 'missing', which is no file there"),
     ([Row(b"h", Kind.HARDLINK, target=b"h")], "'h' is a hardlink to 'h', which is no file there"),
+    ([Row(b"h"), Row(b"h", Kind.HARDLINK, target=b"h")], "is a hardlink to itself"),
     ([Row(b"d", Kind.DIRECTORY), Row(b"h", Kind.HARDLINK, target=b"d")], "a hardlink to a directory"),
     ([Row(b"h", Kind.HARDLINK, target=b"")], "'h' is a hardlink to ''"),
     ([Row(b"f"), Row(b"f/x")], "'f/x' lies below 'f', which is a file"),

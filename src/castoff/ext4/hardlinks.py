@@ -47,7 +47,7 @@ def resolve_links(toc: Toc, items: Items, tree: DirectoryTree, records: Records,
         keys: The key of each directory.
 
     Raises:
-        Invalid: A hardlink names a directory of its own layer.
+        Invalid: A hardlink names a directory of its own layer, or itself.
     """
     inode = np.arange(len(items.kind), dtype=np.uint32)
     links = np.flatnonzero(toc.kind == Kind.HARDLINK)
@@ -60,7 +60,7 @@ def resolve_links(toc: Toc, items: Items, tree: DirectoryTree, records: Records,
     if not irregular:
         found = _last_before(links, targets, items, tree, records, keys)
         inside = found >= 0
-        _refuse_directories(items, links[inside], found[inside])
+        _refuse(items, links[inside], found[inside])
         inode[links[inside]] = found[inside]
         _follow(inode, links)
         outside = np.flatnonzero(~inside)
@@ -101,11 +101,16 @@ def _last_before(
     return result
 
 
-def _refuse_directories(items: Items, links: NDArray[np.int64], found: NDArray[np.int64]) -> None:
-    directories = items.kind[found] == Kind.DIRECTORY
-    if directories.any():
-        link = int(links[np.argmax(directories)])
-        raise Invalid(f"entry {link} of the layer, {show(items.names[link])}, is a hardlink to a directory")
+def _refuse(items: Items, links: NDArray[np.int64], found: NDArray[np.int64]) -> None:
+    """A link to a directory, or to its own path, which an unpacker removes before it makes the link (containerd's
+    pkg/archive/tar.go, ``applyNaive``)."""
+    for wrong, said in (
+        (items.kind[found] == Kind.DIRECTORY, "a directory"),
+        (items.key[found] == items.key[links], "itself"),
+    ):
+        if wrong.any():
+            link = int(links[np.argmax(wrong)])
+            raise Invalid(f"entry {link} of the layer, {show(items.names[link])}, is a hardlink to {said}")
 
 
 def _follow(inode: NDArray[np.uint32], links: NDArray[np.int64]) -> None:
