@@ -149,6 +149,7 @@ def _usage(error: click.ClickException, shared: Globals) -> int:
 
 
 def _failed(error: Exception, shared: Globals) -> int:
+    _settle_output()
     if shared.debug:
         import traceback
 
@@ -173,8 +174,16 @@ def _say(text: str, shared: Globals) -> None:
         return  # stderr is gone too: the exit code is all that is left to say
 
 
+def _settle_output() -> None:
+    """What stdout still holds is written now or given up: failing once more at exit, Python would make the exit code 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _leave_pipe()
+
+
 def _leave_pipe() -> None:
-    """Whoever read our output is gone; without this Python complains once more when it flushes at exit."""
+    """Nobody takes our output any more; without this Python complains once more when it flushes at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
