@@ -21,8 +21,8 @@ FLAGS = (
     *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-Wl,--build-id=none"),
 )
 MISSING = """\
-castoff's guest init needs a C compiler with musl, and {compiler} is not installed.
-On Debian: apt-get install musl-tools
+castoff's guest init needs a C compiler with musl, and {missing} is not installed.
+On Debian: apt-get install musl-tools gcc
 Elsewhere: install musl's gcc wrapper, or set CASTOFF_INIT_CC to a compiler that links statically against musl."""
 
 
@@ -30,12 +30,15 @@ def build(root: Path) -> Path:
     """Compiles guest/*.c; the program. Exits with one plain message where that is not possible."""
     compiler = shlex.split(os.environ.get("CASTOFF_INIT_CC", "musl-gcc"))
     if shutil.which(compiler[0]) is None:
-        raise SystemExit(MISSING.format(compiler=compiler[0]))
+        raise SystemExit(MISSING.format(missing=compiler[0]))
     sources = sorted(str(path) for path in (root / "guest").glob("*.c"))
     target = root / TARGET
     fresh = target.with_name(f".guest-init.{os.getpid()}")
     try:
         done = subprocess.run([*compiler, *FLAGS, "-o", str(fresh), *sources], capture_output=True, text=True, check=False)
+        if done.returncode and shutil.which("as") is None:
+            # Debian 13's musl-tools brings a musl-gcc that finds neither compiler nor assembler before gcc is installed too
+            raise SystemExit(MISSING.format(missing="its assembler (as)"))
         if done.returncode:
             raise SystemExit(f"castoff's guest init does not compile with {' '.join(compiler)}:\n{done.stderr}")
         sys.stderr.write(done.stderr)

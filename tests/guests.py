@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import subprocess
-import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ MIB = 1 << 20
 def make_rootfs(path: Path, *, size: int = 64 * MIB) -> Path:
     """An ext4 image with a busybox, two users and some odd files in it."""
     tree = path.with_suffix(".tree")
-    with tarfile.open(fileobj=io.BytesIO(busybox_layer())) as layer:
-        layer.extractall(tree, filter="tar")
+    tree.mkdir()
+    subprocess.run(["tar", "-x", "-p", "-C", str(tree)], input=busybox_layer(), check=True, capture_output=True)
     for name in ("proc", "sys", "dev", "etc", "home/app", "srv", "tmp"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:An App:/home/app:/bin/sh\n")

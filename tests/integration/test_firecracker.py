@@ -46,7 +46,11 @@ def _programs(daemon_directory: Path) -> Path:
 @pytest.fixture(name="spec")
 def _spec() -> Iterator[MachineSpec]:
     """An overlay's machine, on one filesystem with its store, in directories of a depth that real ones have."""
-    top = Path(tempfile.mkdtemp(prefix="castoff-firecracker.", dir="/var/tmp"))
+    with tempfile.TemporaryDirectory(prefix="castoff-firecracker.", dir="/var/tmp") as top:
+        yield _overlay_machine(Path(top))
+
+
+def _overlay_machine(top: Path) -> MachineSpec:
     store, directory = top / ("store" * 10), top / ("machines" * 10) / "m-1"
     store.mkdir()
     directory.mkdir(parents=True)
@@ -54,7 +58,7 @@ def _spec() -> Iterator[MachineSpec]:
         path.write_bytes(os.urandom(8192))
         path.chmod(0o600)
     drives = (Drive(Role.BASE, store / "base", True, False), Drive(Role.UPPER, directory / "upper", False, True))
-    yield MachineSpec(
+    return MachineSpec(
         id="m-1",
         directory=directory,
         cpus=2,
@@ -63,7 +67,6 @@ def _spec() -> Iterator[MachineSpec]:
         initramfs=directory / "initramfs",
         drives=drives,
     )
-    shutil.rmtree(top)
 
 
 def driver(programs: Path, *, own_user: bool, name: str = "firecracker") -> FirecrackerVmm:
@@ -196,12 +199,10 @@ async def test_the_real_one_keeps_the_drivers_promises(kernels: Path, daemon_dir
     probe = await kvm_runs(settings, kernel.path)
     if not probe.usable:
         pytest.skip(probe.reason)
-    directory = Path(tempfile.mkdtemp(prefix="castoff-firecracker.", dir="/var/tmp"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="castoff-firecracker.", dir="/var/tmp") as name:
+        directory = Path(name)
         guests = Guests(FirecrackerVmm(settings), kernel, make_rootfs(directory / "rootfs.ext4"), directory)
         await check_vmm(guests.vmm, lambda name, guest: guests.spec(name, _with_path(guest)))
-    finally:
-        shutil.rmtree(directory)
 
 
 def _with_path(guest: GuestSettings) -> GuestSettings:

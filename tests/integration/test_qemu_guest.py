@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -41,9 +40,8 @@ def rootfs(daemon_directory: Path) -> Iterator[Path]:
 @pytest.fixture
 async def guests(rootfs: Path, kernels: Path) -> AsyncIterator[Guests]:
     """Boots guests in a directory of the test's own."""
-    directory = Path(tempfile.mkdtemp(prefix="castoff-guests.", dir="/var/tmp"))
-    yield Guests(QemuVmm(SETTINGS), await find_kernel(SETTINGS, kernels), rootfs, directory)
-    shutil.rmtree(directory)
+    with tempfile.TemporaryDirectory(prefix="castoff-guests.", dir="/var/tmp") as name:
+        yield Guests(QemuVmm(SETTINGS), await find_kernel(SETTINGS, kernels), rootfs, Path(name))
 
 
 async def test_a_command_finds_what_containers_have(guests: Guests) -> None:

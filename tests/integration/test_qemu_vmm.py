@@ -32,9 +32,9 @@ SETTINGS = VmmSettings(qemu=QemuSettings(accelerator="tcg"))
 
 @pytest.fixture(name="guests")
 async def _guests(kernels: Path) -> AsyncIterator[Guests]:
-    directory = Path(tempfile.mkdtemp(prefix="castoff-qemu.", dir="/var/tmp"))
-    yield Guests(QemuVmm(SETTINGS), await find_kernel(SETTINGS, kernels), make_rootfs(directory / "rootfs.ext4"), directory)
-    shutil.rmtree(directory)
+    with tempfile.TemporaryDirectory(prefix="castoff-qemu.", dir="/var/tmp") as name:
+        directory = Path(name)
+        yield Guests(QemuVmm(SETTINGS), await find_kernel(SETTINGS, kernels), make_rootfs(directory / "rootfs.ext4"), directory)
 
 
 async def test_qemu_keeps_the_drivers_promises(guests: Guests) -> None:

@@ -68,12 +68,19 @@ def test_a_source_archive_carries_the_sources(checkout: Path) -> None:
     assert {"guest/init.c", "guest/init.h", "packaging/build_init.py"} <= names
 
 
-def test_a_missing_compiler_is_named_with_its_package(checkout: Path) -> None:
+def test_a_missing_compiler_is_named_with_its_packages(checkout: Path, tmp_path: Path) -> None:
     """One message, no traceback to read through."""
     done = build(checkout, "-t", "wheel", CASTOFF_INIT_CC="no-such-compiler")
     assert done.returncode != 0
-    assert "apt-get install musl-tools" in done.stderr and "no-such-compiler is not installed" in done.stderr
+    assert "apt-get install musl-tools gcc" in done.stderr and "no-such-compiler is not installed" in done.stderr
     assert "Traceback" not in done.stderr
+    without = tmp_path / "without-assembler"
+    without.mkdir()
+    (without / "musl-gcc").write_text("#!/bin/sh\necho cannot execute as >&2; exit 1\n")
+    (without / "musl-gcc").chmod(0o755)
+    lacking = build(checkout, "-t", "wheel", PATH=str(without))
+    assert lacking.returncode != 0 and "apt-get install musl-tools gcc" in lacking.stderr
+    assert "its assembler (as) is not installed" in lacking.stderr and "Traceback" not in lacking.stderr
     (checkout / "guest/init.c").write_text("this is no C\n")
     broken = build(checkout, "-t", "wheel")
     assert broken.returncode != 0 and "does not compile" in broken.stderr and "Traceback" not in broken.stderr
