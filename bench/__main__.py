@@ -1,25 +1,29 @@
 """``make bench``: measures castoff beside what people use today, and writes docs/bench/results.json and chart.svg.
 
-``python -m bench [--quick] [--only GROUP,...] [--directory DIR]``. With ``--quick`` or ``--only`` nothing is written to
-docs/: what is published is always one complete run. The exit status is 1 if a target was missed.
+``python -m bench [--quick] [--only GROUP,...] [--directory DIR] [--results DIR]``. With ``--quick`` or ``--only`` nothing is
+written to docs/: what is published is always one complete run. The exit status is 1 if a target was missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import chart, cold, compose, density, extents, flat, results, start, warm
+from bench import chart, cold, compose, density, extents, flat, registry, results, start, warm
 from bench.measure import Failed
 from bench.results import Row
-from bench.stage import Stage, stage
+from bench.stage import PREFIX, Stage, stage
+from castoff.errors import CastoffError
 
 GROUPS: dict[str, Callable[[Stage], Iterable[Row]]] = {
     "cold": cold.rows,
+    "registry": registry.rows,
     "flat": flat.rows,
     "compose": compose.rows,
     "extents": extents.rows,
@@ -34,14 +38,20 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="one round of each, no 10 GB image")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}")
-    parser.add_argument(
-        "--directory", type=Path, default=Path(f"/var/tmp/castoff-bench-{os.getpid()}"), help="scratch; must not exist"
-    )
+    parser.add_argument("--directory", type=Path, default=Path(f"/var/tmp/{PREFIX}{os.getpid()}"), help="scratch; must not exist")
+    parser.add_argument("--results", type=Path, help="where the results go (docs/bench, if the run is a complete one)")
     arguments = parser.parse_args(words)
     unknown = set(arguments.only.split(",")) - GROUPS.keys()
     if unknown:
         parser.error(f"no group {', '.join(sorted(unknown))}")
     return arguments
+
+
+def _write(directory: Path, rows: list[Row], command: str, seconds: float) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "results.json").write_text(results.to_json(rows, command=command, seconds=seconds))
+    (directory / "chart.svg").write_text(chart.svg(rows))
+    print(f"written: {directory / 'results.json'}, {directory / 'chart.svg'}")
 
 
 def main(words: list[str]) -> int:
@@ -54,12 +64,14 @@ def main(words: list[str]) -> int:
     begun = time.monotonic()
     rows: list[Row] = []
     failed = False
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))  # as an exception: everything is cleared away
     with stage(arguments.directory, quick=arguments.quick) as where:
         for name in chosen:
             print(f"bench: {name}", file=sys.stderr, flush=True)
             try:
                 found = list(GROUPS[name](where))
-            except Failed as error:
+            except (Failed, CastoffError, subprocess.CalledProcessError) as error:
                 print(f"bench: {name}: {error}", file=sys.stderr)
                 failed = True
                 continue
@@ -67,12 +79,10 @@ def main(words: list[str]) -> int:
             print(results.table(found), flush=True)
     missed = [row for row in rows if row.verdict == "missed"]
     print(f"\n{len(rows)} rows, {len(missed)} targets missed, {time.monotonic() - begun:.0f} s")
-    if not failed and not arguments.quick and set(chosen) == GROUPS.keys():
-        _DOCS.mkdir(parents=True, exist_ok=True)
-        text = results.to_json(rows, command="make bench", seconds=time.monotonic() - begun)
-        (_DOCS / "results.json").write_text(text)
-        (_DOCS / "chart.svg").write_text(chart.svg(rows))
-        print(f"written: {_DOCS / 'results.json'}, {_DOCS / 'chart.svg'}")
+    complete = not failed and not arguments.quick and set(chosen) == GROUPS.keys()
+    if target := arguments.results or (_DOCS if complete else None):
+        command = "make bench" if complete else " ".join(["python -m bench", *words])
+        _write(target, rows, command, time.monotonic() - begun)
     return 1 if failed or missed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -11,7 +12,7 @@ from bench.measure import Usage, alternate, run
 from bench.results import Row, at_least, at_most
 from bench.stage import SIZE, Published, Stage
 
-__all__ = ["build", "footprint", "rows"]
+__all__ = ["build", "conversion_seconds", "footprint", "rows"]
 
 
 def build(stage: Stage, image: Published, *, timeline: Path | None = None) -> Usage:
@@ -22,10 +23,31 @@ def build(stage: Stage, image: Published, *, timeline: Path | None = None) -> Us
     return run(command, disk=stage.store)
 
 
+def conversion_seconds(timeline: Path) -> float:
+    """From the first layer's start to the last one's end, by the create's own timeline."""
+    steps = [step for step in json.loads(timeline.read_text())["steps"] if step["name"] == "layers.convert"]
+    return float(max(step["ended"] for step in steps) - min(step["started"] for step in steps))
+
+
 def rows(stage: Stage) -> Iterable[Row]:
     """castoff, containerd with and without mke2fs -d, skopeo + umoci, GNU tar; in turn, in one run."""
-    image = stage.publish("big")
-    ours = {"castoff": lambda: build(stage, image), "containerd": lambda: rivals.containerd(stage, image)}
+    yield from _big(stage)
+    for name in ("small", "medium"):
+        image = stage.publish(name)
+        ours = {
+            "castoff": lambda image=image: build(stage, image),
+            "containerd": lambda image=image: rivals.containerd(stage, image),
+        }
+        taken = alternate(ours, rounds=1 if stage.quick else 3, discard=0 if stage.quick else 1)
+        castoff = median(usage.seconds for usage in taken["castoff"])
+        rival = median(one.tree for one in taken["containerd"])
+        told = {"castoff": castoff, "containerd": rival}
+        yield Row("cold", f"{name}: containerd's pull + unpack / castoff's bootable rootfs", rival / castoff, "x", None, told)
+
+
+def _big(stage: Stage) -> Iterable[Row]:
+    image, timeline = stage.publish("big"), stage.directory / "timeline.json"
+    ours = {"castoff": lambda: build(stage, image, timeline=timeline), "containerd": lambda: rivals.containerd(stage, image)}
     theirs = {"skopeo + umoci": lambda: rivals.umoci(stage, image), "skopeo + tar": lambda: rivals.tar(stage, image)}
     rounds, discard = (1, 0) if stage.quick else (3, 1)
     taken = alternate(ours, rounds=rounds, discard=discard)
@@ -33,7 +55,17 @@ def rows(stage: Stage) -> Iterable[Row]:
         taken |= alternate(theirs, rounds=2, discard=0)
     builds: list[Usage] = taken.pop("castoff")
     yield from _ratios(builds, taken)
+    yield from _rates(image, builds, timeline)
     yield from footprint("cold", image, builds)
+
+
+def _rates(image: Published, builds: list[Usage], timeline: Path) -> Iterable[Row]:
+    """What one build does in a second, end to end; and where its time goes."""
+    seconds = median(usage.seconds for usage in builds)
+    steps = [(step["name"], step["started"], step["ended"]) for step in json.loads(timeline.read_text())["steps"]]
+    told = {"last_build_steps": steps, "cpu_seconds": median(usage.cpu for usage in builds)}
+    yield Row("cold", "big: reference to bootable rootfs, unpacked content", image.unpacked / 1e6 / seconds, "MB/s", None, told)
+    yield Row("cold", "big: the same, compressed bytes from the registry", image.compressed / 1e6 / seconds, "MB/s")
 
 
 def _ratios(builds: list[Usage], taken: dict[str, list[rivals.Taken]]) -> Iterable[Row]:
@@ -59,7 +91,7 @@ def _ratios(builds: list[Usage], taken: dict[str, list[rivals.Taken]]) -> Iterab
 def footprint(group: str, image: Published, builds: list[Usage]) -> Iterable[Row]:
     """Peak memory, and disk beyond the unpacked size, the worst of several builds."""
     memory, disk = max(usage.memory for usage in builds), max(usage.disk for usage in builds)
-    yield Row(group, f"{image.name}: peak memory of a cold build", memory / (1 << 20), "MiB", at_most(256))
+    yield Row(group, f"{image.name}: peak memory of a cold build", memory / 1e6, "MB", at_most(256))
     over = (disk - image.unpacked) / 1e6
     measured = {"unpacked": image.unpacked, "most_disk": disk}
     yield Row(group, f"{image.name}: most disk in use, over the unpacked size", over, "MB", at_most(64), measured)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.cold import build
-from bench.measure import Failed, tree
+from bench.measure import Failed, started, tree
 from bench.results import Row
 from bench.stage import Published, Stage
 from castoff.disk.clone import CloneKind
@@ -63,22 +63,15 @@ def _machines(stage: Stage, image: Published, kind: CloneKind, count: int) -> It
     options = ["--vmm", "qemu", "--clone", kind.value, "--memory", str(_MEMORY), "--cpus", "1"]
     command = stage.castoff("--quiet", "run", *options, image.pinned, "python3", "-c", _PROGRAM)
     processes: list[subprocess.Popen[str]] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for _ in range(0, count, _AT_ONCE):
-            started = [_start(command) for _ in range(_AT_ONCE)]
-            processes += started
-            for process in started:
+            pair = [stack.enter_context(started(command)) for _ in range(_AT_ONCE)]
+            processes += pair
+            for process in pair:
                 _wait_ready(process)
         yield processes
-    finally:
-        for process in processes:
+        for process in processes:  # all of them before the stack waits for each
             process.terminate()
-        for process in processes:
-            process.communicate(timeout=60)
-
-
-def _start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _wait_ready(process: subprocess.Popen[str]) -> None:
@@ -86,8 +79,8 @@ def _wait_ready(process: subprocess.Popen[str]) -> None:
     ready, _, _ = select.select([process.stdout], [], [], _BOOT_SECONDS)
     line = process.stdout.readline() if ready else ""
     if line != "ready\n":
-        process.kill()
-        raise Failed(f"a machine was not ready after {_BOOT_SECONDS} s: {line}{process.stderr.read()[-1500:]}")
+        process.terminate()
+        raise Failed(f"a machine was not ready after {_BOOT_SECONDS} s: {line}{process.communicate()[1][-1500:]}")
 
 
 def _is_vmm(pid: int) -> bool:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from statistics import median
 
-from bench.cold import build, footprint
+from bench.cold import build, conversion_seconds, footprint
 from bench.results import Row, at_least
 from bench.stage import Published, Stage
 
-__all__ = ["conversion_seconds", "rows"]
-
-
-def conversion_seconds(timeline: Path) -> float:
-    """From the first layer's start to the last one's end, by the create's own timeline."""
-    steps = [step for step in json.loads(timeline.read_text())["steps"] if step["name"] == "layers.convert"]
-    return float(max(step["ended"] for step in steps) - min(step["started"] for step in steps))
+__all__ = ["rows"]
 
 
 def rows(stage: Stage) -> Iterable[Row]:

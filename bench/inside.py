@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -55,7 +54,7 @@ class Asked:
 @asynccontextmanager
 async def host(stage: Stage) -> AsyncIterator[Host]:
     """The stage's state, opened."""
-    async with Host.open(stage.state) as found:
+    async with Host.open(config=stage.config()) as found:
         yield found
 
 
@@ -71,14 +70,3 @@ def written_bytes() -> int:
     """Bytes that this process has caused to be written so far (proc(5), ``write_bytes``: counted when a page is dirtied)."""
     text = Path("/proc/self/io").read_text()
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("write_bytes"))
-
-
-def own_bytes(file: Path) -> int:
-    """Bytes of ``file`` on disk that it shares with no other file."""
-    from castoff.store.extents import extents
-
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        return sum(extent.length for extent in extents(descriptor) or () if not extent.shared)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Failed", "Usage", "alternate", "percentile", "run", "tree", "used_bytes"]
+__all__ = ["Failed", "Usage", "alternate", "percentile", "run", "started", "tree", "used_bytes"]
 
 _INTERVAL = 0.02
+_GRACE = 20
+"""Seconds that a command may take to undo what it did after SIGTERM."""
 
 
 class Failed(Exception):
@@ -97,6 +100,44 @@ class _Watch(threading.Thread):
             self.most_disk = max(self.most_disk, used_bytes(self._disk) - self._before)
 
 
+@contextlib.contextmanager
+def started(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Starts ``command`` for the block, output and errors in pipes; whatever of it still runs at the block's end is ended.
+
+    It has a session of its own: Ctrl-C ends the bench, which then ends it, in order, with all that it started.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | dict(env or {}),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()  # nobody reads it any more: a command that still writes must not wait for that
+    if process.poll() is not None:
+        return
+    below = list(tree(process.pid))
+    process.terminate()
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
 def run(
     command: Sequence[str | Path],
     *,
@@ -121,26 +162,17 @@ def run(
     pids: list[int] = list(beside)
     watch = _Watch(lambda: pids, disk)
     before = os.times()
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | dict(env or {}),
-    )
-    pids.append(process.pid)
-    watch.start()
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired as error:
-        process.kill()
-        process.communicate()
-        raise Failed(f"{' '.join(words)}: not done after {timeout} s") from error
-    finally:
-        seconds = time.perf_counter() - started
-        watch.stop()
+    begun = time.perf_counter()
+    with started(words, env=env) as process:
+        pids.append(process.pid)
+        watch.start()
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"{' '.join(words)}: not done after {timeout} s") from error
+        finally:
+            seconds = time.perf_counter() - begun
+            watch.stop()
     if process.returncode != 0:
         raise Failed(f"{' '.join(words)}: exit status {process.returncode}: {errors.strip()[-1500:]}")
     after = os.times()

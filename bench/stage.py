@@ -18,14 +18,19 @@ from tests import daemons
 from bench.images.__main__ import make
 from bench.images.layout import unpacked
 from bench.measure import used_bytes
+from castoff.config import Config, load
 
-__all__ = ["SIZE", "Published", "Stage", "castoff", "stage"]
+__all__ = ["PREFIX", "SIZE", "Published", "Stage", "stage"]
 
 _REGISTRY = Path(".cache/bench/registry")
 """Kept between runs: pushing 10 GB again would take minutes. Its daemon and port are each run's own."""
 
 
 _KERNELS = Path(".cache/kernels")
+_SETTINGS = '[vmm.qemu]\naccelerator = "tcg"\n'
+"""All but defaults, and instead of the host's own files: machines are emulated, so that hosts with and without KVM compare."""
+PREFIX = "castoff-bench-"
+"""Of scratch directories; the rest of the name is the bench's pid."""
 SIZE = 8 << 30
 """Bytes of every root filesystem here, castoff's and mke2fs': castoff's default."""
 
@@ -71,11 +76,21 @@ class Stage:
         return Published(name, f"{repository}:latest", f"{repository}@{entry['digest']}", compressed, unpacked(layout))
 
     def castoff(self, *words: str | Path) -> list[str]:
-        """The command line of castoff with this stage's state."""
-        return castoff(self.state, *words)
+        """The command line of the castoff beside this Python, with this stage's state and settings."""
+        command = Path(sys.executable).with_name("castoff")
+        return [str(command), "--config", str(self._settings), "--state", str(self.state), *map(str, words)]
+
+    def config(self) -> Config:
+        """The same settings for this process."""
+        return load(self._settings, state=self.state)
+
+    @property
+    def _settings(self) -> Path:
+        return self.directory / "castoff.toml"
 
     def prepare(self) -> None:
-        """Makes castoff's state: its store and a kernel, as after the first run on a host."""
+        """Makes castoff's settings and state: its store and a kernel, as after the first run on a host."""
+        self._settings.write_text(_SETTINGS)
         subprocess.run(self.castoff("--quiet", "store", "usage"), check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["cp", "-r", f"{_KERNELS}/.", str(self.store / "kernels")], check=True)
 
@@ -111,9 +126,13 @@ class Stage:
             shutil.rmtree(path)
 
 
-def castoff(state: Path, *words: str | Path) -> list[str]:
-    """The command line of the castoff beside this Python."""
-    return [str(Path(sys.executable).with_name("castoff")), "--state", str(state), *map(str, words)]
+def _sweep(beside: Path) -> None:
+    """Clears away what a bench that was killed has left; its name ends with the pid."""
+    for path in beside.glob(f"{PREFIX}*"):
+        pid = path.name.removeprefix(PREFIX)
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            _unmount(path)
+            shutil.rmtree(path)
 
 
 def _unmount(directory: Path) -> None:
@@ -123,6 +142,7 @@ def _unmount(directory: Path) -> None:
 @contextlib.contextmanager
 def stage(directory: Path, *, quick: bool) -> Iterator[Stage]:
     """Sets the stage in ``directory``, which must not exist, and clears it away."""
+    _sweep(directory.parent)
     directory.mkdir(parents=True)
     try:
         with daemons.registry(_REGISTRY) as registry, daemons.containerd(directory / "containerd") as containerd:

@@ -14,13 +14,14 @@ from pathlib import Path
 from statistics import median
 
 from bench.cold import build
-from bench.measure import Failed, alternate, tree
+from bench.measure import Failed, alternate, started, tree
 from bench.results import Row, at_most
 from bench.stage import Published, Stage
 
 __all__ = ["rows"]
 
 _MARK = "bench: the command runs"
+_END_SECONDS = 60
 _GUEST = f"echo '{_MARK}' >/dev/kmsg; echo ready; dmesg"
 """The kernel's log then has its own last line before init, and the command's first act, on one clock."""
 
@@ -75,14 +76,12 @@ def _run(stage: Stage, image: Published) -> _Run:
     os.sync()
     command = stage.castoff("--quiet", "run", "--vmm", "qemu", image.pinned, "sh", "-c", _GUEST)
     begun = time.perf_counter()
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started(command) as process:
         executed = _wait_for_vmm(process) - begun
         assert process.stdout is not None and process.stderr is not None
         first = process.stdout.readline()
         line = time.perf_counter() - begun
-        log, errors = process.stdout.read(), process.stderr.read()
+        log, errors = process.communicate(timeout=_END_SECONDS)
     if process.returncode != 0 or first != "ready\n":
         raise Failed(f"castoff run ended with {process.returncode}: {errors.strip()[-1500:]}")
     return _Run(executed, line - executed, *_guest_clock(log))
