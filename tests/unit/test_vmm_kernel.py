@@ -23,7 +23,7 @@ from castoff.errors import CastoffError, Invalid, LimitExceeded, NotFound, Unsup
 from castoff.vmm.bzimage import extract_vmlinux, kernel_version
 from castoff.vmm.initramfs import base_initramfs
 from castoff.vmm.kernel import find_kernel
-from castoff.vmm.modules import modinfo, needed_modules, unpack_module, without_signature
+from castoff.vmm.modules import modinfo, needed_modules, unpack_module, without_signature, without_types
 from castoff.vmm.settings import KernelSettings, VmmSettings
 
 VMLINUX = b"\x7fELF\x02\x01\x01" + bytes(57) + b"Linux version 9.8.7-test (me@here) #1\0" + os.urandom(1 << 20)
@@ -99,16 +99,16 @@ def test_a_kernel_that_claims_to_be_huge_is_refused() -> None:
         extract_vmlinux(bzimage(PACKERS["gzip"](VMLINUX), (1 << 30) + 1))
 
 
-def elf_module(info: bytes) -> bytes:
-    """An ELF file that has a .modinfo section and the section names."""
-    names = b"\0.modinfo\0.shstrtab\0"
+def elf_module(info: bytes, *, name: bytes = b".modinfo") -> bytes:
+    """An ELF file that has a section of that name and the section names."""
+    names = b"\0" + name + b"\0.shstrtab\0"
     offset_info, offset_names = 64, 64 + len(info)
     table = offset_names + len(names)
     header = bytearray(64)
     header[:7] = b"\x7fELF\x02\x01\x01"
     struct.pack_into("<Q", header, 0x28, table)
     struct.pack_into("<HHH", header, 0x3A, 64, 3, 2)
-    sections = [(0, 0, 0, 0, 0, 0), (1, 1, 0, 0, offset_info, len(info)), (10, 3, 0, 0, offset_names, len(names))]
+    sections = [(0, 0, 0, 0, 0, 0), (1, 1, 0, 0, offset_info, len(info)), (2 + len(name), 3, 0, 0, offset_names, len(names))]
     return bytes(header) + info + names + b"".join(struct.pack("<IIQQQQ", *row) + bytes(24) for row in sections)
 
 
@@ -154,6 +154,8 @@ def test_broken_modules_are_refused(data: bytes) -> None:
     for module in (b"\x7fELF" + data, elf_module(data)):
         with contextlib.suppress(Invalid):
             assert isinstance(modinfo(module), dict)
+        with contextlib.suppress(Invalid):
+            assert len(without_types(module)) == len(module)
 
 
 def test_a_signature_is_taken_off_and_nothing_else() -> None:
@@ -166,6 +168,16 @@ def test_a_signature_is_taken_off_and_nothing_else() -> None:
     nonsense = module + bytes(8) + struct.pack(">I", 1 << 31) + marker
     assert without_signature(nonsense) == nonsense
     assert without_signature(marker) == marker
+
+
+def test_types_are_hidden_and_nothing_moves() -> None:
+    """One field of one section header differs; a module without them is left alone."""
+    module = elf_module(b"types", name=b".BTF")
+    hidden = without_types(module)
+    assert len(hidden) == len(module) and sum(a != b for a, b in zip(module, hidden, strict=True)) == 1
+    assert without_types(hidden) == hidden
+    plain = elf_module(b"depends=\0")
+    assert without_types(plain) == plain
 
 
 def file_settings(kernel: Path, modules: Path | None) -> VmmSettings:

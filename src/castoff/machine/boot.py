@@ -51,5 +51,6 @@ async def boot(
             raise lost(error, handle) from error
         if ready is not None:
             current.attributes["kernel_ms"] = round(ready.init_seconds * 1000)
+            current.attributes["drivers_ms"] = round(ready.driver_seconds * 1000)
             current.attributes["init_ms"] = round((ready.exec_seconds - ready.init_seconds) * 1000)
     return machine

@@ -38,7 +38,8 @@ class Ready:
 
     Attributes:
         init_seconds: When the guest init started.
-        driver_seconds: How long the kernel then took to load drivers.
+        driver_seconds: How long the kernel then took to load drivers and mount the root: all that one with both built in
+            does before its init starts.
         exec_seconds: When the command took over.
     """
 

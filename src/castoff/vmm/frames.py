@@ -62,8 +62,8 @@ _WELCOME, _READY, _OUTPUT, _END_OF_OUTPUT, _TAKEN, _EXIT = range(16, 22)
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The command was executed. Nanoseconds since the guest's kernel started its clock; ``drivers_ns`` lasted the loading of
-    drivers in between."""
+    """The command was executed. Nanoseconds since the guest's kernel started its clock; in between, ``drivers_ns``
+    lasted the loading of drivers and the mounting of the root."""
 
     session: int
     init_ns: int

@@ -191,7 +191,7 @@ def _make_ready(image: Path, modules: Path | None, ready: Path) -> str:
     import hashlib
 
     from castoff.vmm.bzimage import extract_vmlinux, kernel_version
-    from castoff.vmm.modules import needed_modules, unpack_module, without_signature
+    from castoff.vmm.modules import needed_modules, unpack_module, without_signature, without_types
 
     try:
         data = image.read_bytes()
@@ -207,7 +207,7 @@ def _make_ready(image: Path, modules: Path | None, ready: Path) -> str:
             file = f"{number:02}-{name}.ko"
             unpacked = unpack_module(source)
             if not enforced:
-                unpacked = without_signature(unpacked)
+                unpacked = without_types(without_signature(unpacked))
             digest.update(f"{group} {file} {len(unpacked)}\n".encode() + unpacked)
             (ready / "modules" / file).write_bytes(unpacked)
             listed.append((group, file))
