@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -20,10 +20,7 @@ from bench.stage import Published, Stage
 
 __all__ = ["rows"]
 
-_MARK = "bench: the command runs"
 _END_SECONDS = 60
-_GUEST = f"echo '{_MARK}' >/dev/kmsg; echo ready; dmesg"
-"""The kernel's log then has its own last line before init, and the command's first act, on one clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +32,16 @@ class _Run:
     to_line: float
     """From there to the first line of the image's command."""
     kernel: float
-    """The kernel's clock when it started init."""
+    """The guest kernel's clock when its init started."""
+    drivers: float
+    """What init then had the kernel do: load drivers, mount the root. With both built in it would come before init."""
     init: float
-    """From there to the image's command."""
+    """From init's start to the execve of the image's command, drivers and root included."""
+
+    @property
+    def added(self) -> float:
+        """What init adds to a kernel's boot, which includes drivers and root."""
+        return (self.init - self.drivers) / (self.kernel + self.drivers)
 
 
 def rows(stage: Stage) -> Iterable[Row]:
@@ -52,10 +56,18 @@ def rows(stage: Stage) -> Iterable[Row]:
     )
     yield Row("start", "warm run: command line to the VMM's exec", to_exec * 1e3, "ms")
     yield Row("start", "warm run: the VMM's exec to the image's first line", to_line, "s")
-    kernel, init = median(run.kernel for run in runs), median(run.init for run in runs)
-    clocks = {"kernel": kernel, "init": init}
-    yield Row("start", "guest: init to the image's command / the kernel's own boot", init / kernel, "x", at_most(0.1), clocks)
+    yield from _init(runs, "network")
+    yield from _init([_run(stage, image, "--network", "none") for _ in range(len(runs))], "no network")
     yield from _help(stage)
+
+
+def _init(runs: list[_Run], what: str) -> Iterable[Row]:
+    """What the guest init costs: its own work, and all that happens between its start and the command's."""
+    clocks = {name: median(getattr(run, name) for run in runs) for name in ("kernel", "drivers", "init")}
+    name = f"guest ({what}): init's own work / the kernel's boot, drivers and root included"
+    yield Row("start", name, median(run.added for run in runs), "x", at_most(0.1), clocks)
+    whole = median(run.init / run.kernel for run in runs)
+    yield Row("start", f"guest ({what}): init to the image's command / the kernel's boot until init", whole, "x", None, clocks)
 
 
 def _help(stage: Stage) -> Iterable[Row]:
@@ -72,19 +84,21 @@ def _seconds(words: list[str]) -> float:
     return time.perf_counter() - begun
 
 
-def _run(stage: Stage, image: Published) -> _Run:
+def _run(stage: Stage, image: Published, *options: str) -> _Run:
     os.sync()
-    command = stage.castoff("--quiet", "run", "--vmm", "qemu", image.pinned, "sh", "-c", _GUEST)
+    timeline = stage.directory / "start.timeline"
+    words: tuple[str | Path, ...] = ("--vmm", "qemu", "--timeline", timeline, *options, image.pinned, "echo", "ready")
+    command = stage.castoff("--quiet", "run", *words)
     begun = time.perf_counter()
     with started(command) as process:
         executed = _wait_for_vmm(process) - begun
         assert process.stdout is not None and process.stderr is not None
         first = process.stdout.readline()
         line = time.perf_counter() - begun
-        log, errors = process.communicate(timeout=_END_SECONDS)
+        _, errors = process.communicate(timeout=_END_SECONDS)
     if process.returncode != 0 or first != "ready\n":
         raise Failed(f"castoff run ended with {process.returncode}: {errors.strip()[-1500:]}")
-    return _Run(executed, line - executed, *_guest_clock(log))
+    return _Run(executed, line - executed, *_guest_clock(timeline))
 
 
 def _wait_for_vmm(process: subprocess.Popen[str]) -> float:
@@ -99,10 +113,8 @@ def _wait_for_vmm(process: subprocess.Popen[str]) -> float:
     raise Failed(f"castoff run ended without a VMM: {process.stderr.read().strip()[-1500:]}")
 
 
-def _guest_clock(log: str) -> tuple[float, float]:
-    """The kernel's clock when it started init, and how much later the image's command ran."""
-    kernel = re.search(r"\[ *([0-9.]+)\] Run \S+ as init process", log)
-    mark = re.search(rf"\[ *([0-9.]+)\] {re.escape(_MARK)}", log)
-    if kernel is None or mark is None:
-        raise Failed(f"the guest's kernel log does not tell when init started: {log[-500:]}")
-    return float(kernel[1]), float(mark[1]) - float(kernel[1])
+def _guest_clock(timeline: Path) -> tuple[float, float, float]:
+    """The guest's clock as its init told it: kernel, drivers and root, init. Seconds."""
+    steps = json.loads(timeline.read_bytes())["steps"]
+    told = next(step["attributes"] for step in steps if step["name"] == "machine.boot")
+    return told["kernel_ms"] / 1e3, told["drivers_ms"] / 1e3, told["init_ms"] / 1e3
