@@ -6,6 +6,7 @@ Their directories must be on a real filesystem (/var/tmp, where /tmp may be a tm
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -149,4 +150,5 @@ def xfs(directory: Path, *, size: int = 8 << 30) -> Iterator[Path]:
     try:
         yield mount
     finally:
+        gc.collect()  # a failure's traceback may hold files of it open
         subprocess.run(["umount", str(mount)], check=True)

@@ -138,6 +138,14 @@ def undisturbed(worker: Zygote, layout: Path, state: Path) -> tuple[str, float, 
     return digest_of(Path(answer["rootfs"])), took, answer
 
 
+def wait_for_layers(store: Store, count: int) -> None:
+    """Until so many layers are published."""
+    deadline = time.monotonic() + 30
+    while len(list((store.root / "layers").iterdir())) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
 def check_what_is_there(store: Store, expected: str) -> None:
     """Whatever has a name in the store is whole and right."""
     verdicts = asyncio.run(verify_store(store))
@@ -158,7 +166,11 @@ def test_fifty_kills_at_random_instants(layout: Path, tmp_path: Path, scratch_xf
         for number in range(KILLS):
             asyncio.run(store.prune())
             pid = worker.start(layout, state)
-            time.sleep(longest * (number + dice.random()) / KILLS)  # spread over the whole run
+            if number % 3 == 2:  # composing is a small part of the run, and gets its share of kills
+                wait_for_layers(store, 3)
+                time.sleep(0.01 * dice.random())
+            else:
+                time.sleep(longest * (number + dice.random()) / KILLS)  # spread over the whole run
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             worker.wait()

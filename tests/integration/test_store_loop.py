@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from castoff.errors import Conflict, Invalid, Unsupported
+from castoff.errors import Conflict, Invalid, NoSpace, Unsupported
+from castoff.image.digest import Digest
 from castoff.store import loop
 from castoff.store.extents import probe_reflink
 from castoff.store.settings import StoreSettings
@@ -43,7 +44,8 @@ def state(daemon_directory: Path, request: pytest.FixtureRequest) -> Iterator[Pa
     path = daemon_directory / "states" / str(abs(hash(request.node.name)))
     path.mkdir(parents=True)
     yield path
-    subprocess.run(["umount", str(path / "store")], capture_output=True, check=False)
+    for mount in (path / "store", path):
+        subprocess.run(["umount", str(mount)], capture_output=True, check=False)
     assert loops_of(path) == []
 
 
@@ -120,7 +122,10 @@ def test_a_mount_in_another_namespace_gets_no_second_loop(state: Path) -> None:
         f"store = Store.open(Path(sys.argv[1]), {settings}); (store.root / 'tmp' / 'there').touch()\n"
         "print('mounted', flush=True); sys.stdin.read()"
     )
-    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", script, str(state)]
+    # A mount of its own that shares nothing, whatever the host's root does: unshare's own "private" wants "/" to be a mount.
+    subprocess.run(["mount", "--bind", str(state), str(state)], check=True)
+    subprocess.run(["mount", "--make-private", str(state)], check=True)
+    command = ["unshare", "--mount", "--propagation", "unchanged", sys.executable, "-c", script, str(state)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"mounted\n"
@@ -191,6 +196,43 @@ def test_nobody_elses_store_is_opened(state: Path) -> None:
         done = subprocess.run([sys.executable, "-c", AS_NOBODY, str(state)], capture_output=True, text=True, check=True)
         assert "--state" in done.stdout, done.stderr
         Store.open(state, SETTINGS)
+
+
+async def test_what_is_removed_is_given_back_to_the_disk_below(state: Path) -> None:
+    """The sparse file shrinks with a prune, and when room is looked for."""
+    store = Store.open(state, SETTINGS)
+    empty = (state / "store.xfs").stat().st_blocks
+
+    async def build(directory: Path) -> None:
+        (directory / "segment").write_bytes(os.urandom(64 << 20))
+        (directory / "index").write_bytes(b"index")
+
+    await store.build_layer(Digest.of(b"layer"), build)
+    assert (state / "store.xfs").stat().st_blocks - empty >= (64 << 20) // 512
+    await store.prune()
+    assert (state / "store.xfs").stat().st_blocks - empty < (8 << 20) // 512
+    (store.root / "tmp" / "file").write_bytes(os.urandom(64 << 20))
+    os.sync()
+    (store.root / "tmp" / "file").unlink()
+    with pytest.raises(NoSpace):
+        store.require(1 << 60)
+    assert (state / "store.xfs").stat().st_blocks - empty < (8 << 20) // 512
+
+
+def test_the_lesser_of_two_disks_counts(state: Path) -> None:
+    """The XFS may say that there is more than the filesystem that its file lies on has: then that is what there is."""
+    below = state / "below"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(below)], check=True)
+    try:
+        store = Store.open(below / "state", StoreSettings(backing="loop", loop_size=4 << 30, reserve=0))
+        assert os.statvfs(store.root).f_bavail * os.statvfs(store.root).f_frsize > 3 << 30
+        assert store.free() < 600 << 20
+        with pytest.raises(NoSpace):
+            store.require(1 << 30)
+        store.unmount()
+    finally:
+        subprocess.run(["umount", "-R", str(below)], check=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b'{"kind": "tape", "reflink": true, "device": 1}'])

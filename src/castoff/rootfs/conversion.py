@@ -38,7 +38,7 @@ async def convert_layers(image: Image, source: ImageSource, context: ProviderCon
     distinct = {layer.diff_id: layer for layer in image.layers}
     found = {diff_id: context.store.layer(diff_id) for diff_id in distinct}
     missing = [layer for diff_id, layer in distinct.items() if (here := found[diff_id]) is None or not here.complete]
-    _foresee(missing, context.store)
+    await asyncio.to_thread(_foresee, missing, context.store)
     turns = asyncio.Semaphore(context.settings.parallel)
 
     async def take_turn(layer: Layer) -> StoredLayer:
@@ -95,7 +95,9 @@ def _look(layer: Layer, taken: int, directory: Path, store: Store) -> None:
     """Compares what the rest of the layer will take, if it is like what has come, with what is free."""
     segment = directory / "segment"
     written = segment.stat().st_size if segment.exists() else 0
-    coming, free = written * (layer.size - taken) // taken, store.free()
-    sure = taken * 4 >= layer.size
-    if free <= 0 or (sure and coming > 2 * free):
-        raise NoSpace(f"{store.root} (layer {layer.digest})", needed=max(coming, 1), available=max(free, 0))
+    coming = written * (layer.size - taken) // taken
+    # A layer may begin with what packs well, so a guess counts only late, and only if it is far over what there is.
+    least = coming // 2 if taken * 4 >= layer.size else 0
+    room = store.room(least)
+    if least >= room:
+        raise NoSpace(f"{store.root} (layer {layer.digest})", needed=max(coming, 1), available=max(room, 0))

@@ -16,10 +16,8 @@ from pathlib import Path
 from castoff import timeline
 from castoff.disk.choose import clone_strategy
 from castoff.disk.clone import CloneStrategy, Drive
-from castoff.image.image import Image
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs, RootfsRequest
-from castoff.store.layers import StoredLayer
 from castoff.store.machines import MachineRootfs, write_machine_rootfs
 from castoff.store.rootfs import RootfsName, StoredRootfs, layered_key
 
@@ -51,28 +49,17 @@ class LayeredProvider:
         return LayeredRootfs(stored, tuple(str(layer.diff_id) for layer in request.image.layers), strategy)
 
     def _find(self, request: RootfsRequest) -> StoredRootfs | None:
-        """The rootfs if it is here: a few system calls a layer, and one for the rootfs."""
-        size = request.size or self._size(self._here(request.image))
-        if size is None:
-            return None
-        return self._context.store.rootfs(RootfsName(layered_key([layer.diff_id for layer in request.image.layers]), size))
+        """The rootfs if it is here: a few system calls, however many layers it has."""
+        diff_ids = [layer.diff_id for layer in request.image.layers]
+        size = request.size or self._size([self._context.store.segment_size(diff_id) for diff_id in diff_ids])
+        return None if size is None else self._context.store.rootfs(RootfsName(layered_key(diff_ids), size))
 
-    def _here(self, image: Image) -> list[StoredLayer] | None:
-        """The image's layers, pinned, the lowest first; None where one is missing or incomplete."""
-        found = []
-        for layer in image.layers:
-            stored = self._context.store.layer(layer.diff_id)
-            if stored is None or not stored.complete:
-                return None
-            found.append(stored)
-        return found
-
-    def _size(self, layers: Sequence[StoredLayer] | None) -> int | None:
+    def _size(self, segments: Sequence[int | None]) -> int | None:
         """Bytes of the rootfs for which no size was asked: the setting, doubled until half of it is free."""
-        if layers is None:
+        used = sum(segment or 0 for segment in segments)
+        if None in segments:
             return None
         size = self._context.settings.size
-        used = sum(layer.have.segment_size for layer in layers)
         while size < 2 * used and size < _MAX_SIZE:
             size *= 2
         return min(size, _MAX_SIZE)
@@ -83,9 +70,13 @@ class LayeredProvider:
         from castoff.rootfs.conversion import convert_layers
 
         layers = await convert_layers(request.image, request.source, self._context)
-        size = request.size or self._size(layers)
-        assert size is not None
-        stored = await build_composed(request.image, layers, size, self._context.store)
+        try:
+            size = request.size or self._size([layer.have.segment_size for layer in layers])
+            assert size is not None
+            stored = await build_composed(request.image, layers, size, self._context.store)
+        finally:
+            for layer in layers:
+                layer.pin.close()  # from here on the rootfs keeps them
         await self._context.store.keep_to_limit()
         return stored
 

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from castoff.errors import CastoffError, Conflict, Unavailable, Unsupported
+from castoff.store.durable import fsync_path
 
-__all__ = ["SMALLEST", "attached", "make_filesystem", "missing", "mount", "unmount"]
+__all__ = ["SMALLEST", "attached", "make_filesystem", "missing", "mount", "trim", "unmount"]
 
 SMALLEST = 512 << 20
 """Bytes; mkfs.xfs refuses less than 300 MB."""
@@ -30,11 +31,15 @@ _CONTROL = Path("/dev/loop-control")
 _GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A
 _GET_STATUS64 = 0x4C05
+_FITRIM = 0xC0185879
 _AUTOCLEAR = 4
 _DIRECT_IO = 16
 _INFO = struct.Struct("=5Q4I64s64s32s2Q")
 _CONFIG_HEAD = struct.Struct("=II")
 _RESERVED = bytes(64)
+_FREE_EOFBLOCKS = 0x8080583A
+_EOFBLOCKS = struct.pack("=II120x", 1, 1)
+"""struct xfs_fs_eofblocks: version 1, XFS_EOF_FLAGS_SYNC, no filter."""
 
 
 def missing() -> str:
@@ -103,6 +108,31 @@ def unmount(directory: Path) -> None:
         if "busy" in error.what:
             raise Conflict(f"{directory} is in use", hint="stop the machines that run from it") from error
         raise
+
+
+def trim(directory: Path, inside: Path) -> None:
+    """Gives the blocks that the filesystem at ``directory`` has freed back to the one below: holes in its file (FITRIM).
+
+    Mounting with ``discard`` would do so by and by, at a price for every removal. Takes about 20 ms, and more where much was
+    freed. Without effect where the filesystem below cannot have holes.
+
+    Args:
+        directory: Where it is mounted.
+        inside: Any regular file of it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # XFS frees a removed file's blocks in the background. Asked for the blocks behind the ends of files, it waits for that
+        # work, too (xfs_blockgc_free_space in fs/xfs/xfs_icache.c).
+        fcntl.ioctl(descriptor, _FREE_EOFBLOCKS, _EOFBLOCKS)
+        fcntl.ioctl(descriptor, _FITRIM, struct.pack("=QQQ", 0, (1 << 64) - 1, 0))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOTTY):
+            raise
+    finally:
+        os.close(descriptor)
+    # FITRIM returns while the loop device has yet to make the holes (since Linux 6.7); it takes this flush after them.
+    fsync_path(inside)
 
 
 def attached(path: Path) -> Path | None:

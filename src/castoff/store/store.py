@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 
 from castoff import timeline
 from castoff.image.digest import Digest
-from castoff.store.backing import Backing, Notice, loop_file, open_backing, unmount_backing
+from castoff.store.backing import Backing, Notice, open_backing, unmount_backing
 from castoff.store.builds import Build, build_once, uninterrupted
+from castoff.store.have import Have
 from castoff.store.layers import StoredLayer, find_layer, finish_layer, layer_path
 from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, find_rootfs, write_record
 from castoff.store.settings import StoreSettings
@@ -45,6 +46,7 @@ class Store:
         self.settings = settings
         self.backing = backing
         self.root = state / "store"
+        self._segment_sizes: dict[Digest, int] = {}
 
     @classmethod
     def open(cls, state: Path, settings: StoreSettings | None = None, *, notice: Notice = lambda line: None) -> Store:
@@ -85,16 +87,40 @@ class Store:
 
     def free(self) -> int:
         """Bytes that may still be written: what is free, less the reserve of the settings."""
-        places = (self.root, self.state) if loop_file(self.state).exists() else (self.root,)
+        places = (self.root, self.state) if self.backing.kind == "loop" else (self.root,)
         return free(*places) - self.settings.reserve
 
+    def trim(self) -> None:
+        """Gives what a loop-mounted store has freed back to the disk below it. Blocks."""
+        if self.backing.kind == "loop":
+            from castoff.store.loop import trim
+
+            trim(self.root, self.root / ".castoff")
+
+    def room(self, needed: int) -> int:
+        """Bytes that may be written, after a trim where they are not more than ``needed``. Blocks."""
+        available = self.free()
+        if needed < available:
+            return available
+        self.trim()
+        return self.free()
+
     def require(self, needed: int, where: Path | None = None) -> None:
-        """Raises NoSpace where ``needed`` bytes are more than :meth:`free`."""
-        require(where or self.root, needed=needed, available=self.free())
+        """Raises NoSpace where ``needed`` bytes are more than :meth:`room`."""
+        require(where or self.root, needed=needed, available=self.room(needed))
 
     def layer(self, diff_id: Digest) -> StoredLayer | None:
         """The layer, pinned against pruning; None where this host has nothing of it."""
         return find_layer(self.root, diff_id)
+
+    def segment_size(self, diff_id: Digest) -> int | None:
+        """Bytes of a layer's whole segment; None where nothing of it is known. Asked once: a layer never changes."""
+        if diff_id not in self._segment_sizes:
+            have = Have.read(layer_path(self.root, diff_id) / "have")
+            if have is None:
+                return None
+            self._segment_sizes[diff_id] = have.segment_size
+        return self._segment_sizes[diff_id]
 
     async def build_layer(self, diff_id: Digest, build: Build) -> StoredLayer:
         """The complete layer; ``build`` makes ``segment`` and ``index`` (and may make ``tables``) where it is not here.
@@ -149,7 +175,10 @@ class Store:
         from castoff.store.prune import prune
 
         with timeline.step("store.prune", limit=limit):
-            return await uninterrupted(partial(prune, self.root, limit=limit, dry_run=dry_run))
+            pruned = await uninterrupted(partial(prune, self.root, limit=limit, dry_run=dry_run))
+            if not dry_run and (pruned.rootfs or pruned.layers or pruned.debris):
+                await uninterrupted(self.trim)
+            return pruned
 
     async def keep_to_limit(self) -> None:
         """Prunes to the settings' ``size_limit``, where there is one: called after something was added."""

@@ -42,12 +42,27 @@ def main() -> None:
     job = json.load(sys.stdin)
     if os.getppid() != parent:  # it died before the line above took effect
         sys.exit(2)
-    check(libc.unshare(CLONE_NEWNS), "entering a mount namespace")
-    check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "making mounts private")
+    enter_namespace(libc)
     for mount in job["mounts"]:
         mount_one(libc, mount["type"], mount["source"], mount["options"], job["directory"])
     command = job["command"]
     os.execvp(command[0], command)
+
+
+def enter_namespace(libc: ctypes.CDLL) -> None:
+    """Enters a mount namespace whose mounts show in no other; the root directory stays what it was, the working one is it.
+
+    Mounts are made private from the namespace's own root on. In a chroot, "/" may be no mount point, which mount(2) answers with
+    EINVAL, and the mount that it lies in has no path there at all. Entering the namespace that one is in already leads to its
+    root (setns(2); mntns_install in fs/namespace.c), from where fchdir and chroot lead back.
+    """
+    check(libc.unshare(CLONE_NEWNS), "entering a mount namespace")
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the new namespace's, so not before that
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    check(libc.setns(namespace, CLONE_NEWNS), "going to the root of the mount namespace")
+    check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "making mounts private")
+    os.fchdir(root)
+    os.chroot(".")
 
 
 def mount_one(libc: ctypes.CDLL, kind: str, source: str, options: Sequence[str], directory: str) -> None:
