@@ -124,6 +124,8 @@ async def test_users_exit_codes_and_commands_beside_the_first(guests: Guests) ->
         assert (pipes.stdout, pipes.stderr) == (b"as app\n", b"x\n")
         left = await booted.run("sh", "-c", "sleep 100 & echo started")
         assert left.stdout == b"started\n" and left.code == 0
+        reaped = "(true & true &); sleep 0.2; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null; echo looked"
+        assert (await booted.run("sh", "-c", reaped)).stdout == b"looked\n", "orphans stay as zombies"
         killed = await booted.run("sh", "-c", "kill -9 $$")
         assert killed.exit is not None
         assert (killed.exit.code, killed.exit.signal) == (137, 9)

@@ -10,6 +10,8 @@ import json
 import lzma
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +213,34 @@ async def test_a_kernel_with_everything_built_in_needs_no_modules(tmp_path: Path
     image.write_bytes(VMLINUX)
     kernel = await find_kernel(file_settings(image, None), tmp_path / "cache")
     assert kernel.modules == () and kernel.path.read_bytes() == VMLINUX
+
+
+_OF_THE_HOST = """
+set -e
+mount --bind "$1/boot" /boot
+mount -t overlay overlay -o "lowerdir=$1/lib:/lib" /lib
+exec "$2" -c '
+import asyncio, sys
+from pathlib import Path
+from castoff.vmm.kernel import find_kernel
+from castoff.vmm.settings import KernelSettings, VmmSettings
+kernel = asyncio.run(find_kernel(VmmSettings(kernel=KernelSettings(sources=("host",))), Path(sys.argv[1])))
+print(kernel.version, *(module.path.name for module in kernel.modules))
+' "$1/cache"
+"""
+
+
+def test_the_hosts_own_kernel_is_taken_with_its_modules(tmp_path: Path) -> None:
+    """In a mount namespace whose /boot and /lib have one for the running release."""
+    assert os.geteuid() == 0, "only root can mount"
+    release = os.uname().release
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot" / f"vmlinuz-{release}").write_bytes(bzimage(PACKERS["gzip"](VMLINUX), len(VMLINUX)))
+    module_tree(tmp_path / "lib/modules" / release, USUAL, builtin=BUILTIN)
+    command = ["unshare", "--mount", "sh", "-c", _OF_THE_HOST, "sh", str(tmp_path), sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["9.8.7-test", "00-virtio.ko", "01-virtio_ring.ko", "02-virtio_mmio.ko", "03-virtio_blk.ko"]
 
 
 async def test_no_kernel_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
