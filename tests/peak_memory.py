@@ -1,4 +1,4 @@
-"""Converts large synthetic layers in a process of its own and prints that process' peak memory in kB.
+"""Converts large synthetic layers and composes them, in a process of its own, and prints that process' peak memory in kB.
 
 python tests/peak_memory.py DIRECTORY large|million COUNT
 """
@@ -15,10 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from castoff.ext4.compose import compose
 from castoff.image.digest import Digest
 from castoff.image.image import Layer
 from castoff.layers.convert import convert
 from castoff.layers.settings import Limits
+from castoff.rootfs.composition import compile_layer
+from castoff.store.builds import uninterrupted
 
 __all__: list[str] = []
 
@@ -47,31 +50,38 @@ def tar(kind: str) -> Iterator[bytes]:
     yield bytes(1024)
 
 
-def build(kind: str) -> tuple[bytes, str]:
-    """The tar, gzipped, and its diffID."""
+def build(kind: str, blob: Path) -> Layer:
+    """Writes the tar, gzipped."""
     packer = zlib.compressobj(1, zlib.DEFLATED, 31)
     digest = hashlib.sha256()
-    parts = []
-    for part in tar(kind):
-        digest.update(part)
-        parts.append(packer.compress(part))
-    parts.append(packer.flush())
-    return b"".join(parts), digest.hexdigest()
+    with blob.open("wb") as file:
+        for part in tar(kind):
+            digest.update(part)
+            file.write(packer.compress(part))
+        file.write(packer.flush())
+    with blob.open("rb") as file:
+        packed = Digest(hashlib.file_digest(file, "sha256").hexdigest())
+    return Layer(packed, blob.stat().st_size, "application/vnd.oci.image.layer.v1.tar+gzip", Digest(digest.hexdigest()))
 
 
-async def pieces(blob: bytes) -> AsyncIterator[bytes]:
+async def pieces(blob: Path) -> AsyncIterator[bytes]:
     """As a registry hands it over."""
-    for at in range(0, len(blob), 65536):
-        yield blob[at : at + 65536]
+    with blob.open("rb") as file:
+        while piece := file.read(65536):
+            yield piece
 
 
 async def main(directory: Path, kind: str, count: int) -> None:
-    """Converts ``count`` such layers at once."""
-    blob, diff_id = build(kind)
-    layer = Layer(Digest.of(blob), len(blob), "application/vnd.oci.image.layer.v1.tar+gzip", Digest(diff_id))
+    """Converts ``count`` such layers at once, compiles their tables, and composes them."""
+    blob = directory / "blob"
+    layer = build(kind, blob)
     for number in range(count):
         (directory / str(number)).mkdir()
     await asyncio.gather(*(convert(layer, pieces(blob), directory / str(number), Limits()) for number in range(count)))
+    tables = [await uninterrupted(compile_layer, directory / str(number)) for number in range(count)]
+    composition = compose([(layer.diff_id, one) for one in tables])
+    with (directory / "rootfs").open("wb") as file:
+        composition.write(file.fileno())
     # ru_maxrss would start at what the parent had when it forked
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     assert peak is not None

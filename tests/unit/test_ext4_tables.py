@@ -41,7 +41,7 @@ def same(one: Any, two: Any) -> bool:
     if isinstance(one, np.ndarray):
         return one.dtype == two.dtype and np.array_equal(one, two)
     if is_dataclass(one):
-        return all(same(getattr(one, field.name), getattr(two, field.name)) for field in fields(one))
+        return all(same(getattr(one, field.name), getattr(two, field.name)) for field in fields(one) if field.compare)
     return bool(one == two)
 
 

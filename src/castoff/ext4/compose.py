@@ -26,6 +26,7 @@ from castoff.ext4.structures import BLOCK_SIZE
 from castoff.ext4.superblock import derived_uuid
 from castoff.ext4.tables import LayerTables
 from castoff.image.digest import Digest
+from castoff.layers.budget import give_back
 
 __all__ = ["Composition", "Placement", "compose", "minimum_size"]
 
@@ -88,7 +89,10 @@ def _apply(layers: Sequence[tuple[Digest, LayerTables]]) -> _Applied:
             except Invalid as error:
                 raise Invalid(f"layer {index} ({digest}): {error.what}", hint=error.hint) from error
         tree = with_lost_and_found(stack, tree)
+        give_back(len(stack))
         numbering = number(stack, tree)
+        del tree
+        give_back(len(stack))
     directories = lay_out_directories(stack, numbering)
     specials = find_specials(stack, numbering)
     segments = tuple(

@@ -17,7 +17,7 @@ from castoff.ext4.namehash import hash_names
 from castoff.ext4.records import Flag, Items, Records
 from castoff.ext4.strings import Strings
 from castoff.layers.names import show
-from castoff.layers.toc import Kind, Toc
+from castoff.layers.toc import Kind
 
 __all__ = ["Links", "resolve_links"]
 
@@ -36,11 +36,19 @@ class Links:
     """Why only a replay can tell; empty where this is all."""
 
 
-def resolve_links(toc: Toc, items: Items, tree: DirectoryTree, records: Records, keys: NDArray[np.uint64]) -> Links:
+def resolve_links(
+    pool: NDArray[np.uint8],
+    offsets: NDArray[np.uint32],
+    items: Items,
+    tree: DirectoryTree,
+    records: Records,
+    keys: NDArray[np.uint64],
+) -> Links:
     """Finds the inode of every item.
 
     Args:
-        toc: The layer.
+        pool: The TOC's link targets.
+        offsets: Where each row's starts.
         items: Its items.
         tree: Its directories.
         records: Its records.
@@ -50,12 +58,11 @@ def resolve_links(toc: Toc, items: Items, tree: DirectoryTree, records: Records,
         Invalid: A hardlink names a directory of its own layer, or itself.
     """
     inode = np.arange(len(items.kind), dtype=np.uint32)
-    links = np.flatnonzero(toc.kind == Kind.HARDLINK)
+    links = np.flatnonzero(items.kind == Kind.HARDLINK)
     if not len(links):
         return Links(inode, np.zeros(0, dtype=np.uint32), Strings.from_list([]), "")
-    pool = toc.link_pool.tobytes()
-    bounds = zip(toc.link_offsets[links].tolist(), toc.link_offsets[links + 1].tolist(), strict=True)
-    targets = [pool[start:end] for start, end in bounds]
+    bounds = zip(offsets[links].tolist(), offsets[links + 1].tolist(), strict=True)
+    targets = [pool[start:end].tobytes() for start, end in bounds]
     irregular = records.irregular
     if not irregular:
         found = _last_before(links, targets, items, tree, records, keys)
@@ -87,7 +94,7 @@ def _last_before(
     names = Strings.from_list([parts[2][:256] for parts in split])
     wanted = path_keys(keys[directory], *hash_names(names))
     record = np.minimum(np.searchsorted(records.key, wanted), len(records.key) - 1)
-    first = records.order[records.start[record]]
+    first = records.order[records.start[record]].astype(np.int64)
     known &= (records.key[record] == wanted) & (items.directory[first] == directory)
     known &= ~names.differing(np.arange(len(links)), items.names, first)
 

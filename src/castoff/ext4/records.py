@@ -21,7 +21,7 @@ from castoff.layers.toc import Kind
 
 __all__ = ["Flag", "Items", "Records", "fold"]
 
-_NEVER = np.int64(1) << 40
+_NEVER = np.int32(2**31 - 1)
 
 
 class Flag:
@@ -58,9 +58,9 @@ class Records:
     key: NDArray[np.uint64]
     item: NDArray[np.uint32]
     flags: NDArray[np.uint8]
-    order: NDArray[np.int64]
+    order: NDArray[np.int32]
     """All items, sorted by key and then by number."""
-    start: NDArray[np.int64]
+    start: NDArray[np.int32]
     """Where each record's items start in ``order``."""
     irregular: str
     """Why the layer must be replayed; empty where it need not."""
@@ -72,19 +72,19 @@ def fold(items: Items, tree: DirectoryTree) -> Records:
     Raises:
         Invalid: Two different paths have one key.
     """
-    order = np.argsort(items.key, kind="stable")
+    order = np.argsort(items.key, kind="stable").astype(np.int32)
     keys = items.key[order]
-    first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))).astype(np.int32)
     _refuse_collisions(items, order, first)
 
     is_row = order < items.rows
     kind = items.kind[order]
     entry = is_row & (kind <= Kind.FIFO)
     other = entry & (kind != Kind.DIRECTORY)
-    last_entry = np.maximum.reduceat(np.where(entry, order, -1), first)
+    last_entry = np.maximum.reduceat(np.where(entry, order, np.int32(-1)), first)
     is_directory = items.kind[last_entry] == Kind.DIRECTORY
-    group_of_node = np.empty(len(tree.parent), dtype=np.int64)
-    group = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(order))))
+    group_of_node = np.empty(len(tree.parent), dtype=np.int32)
+    group = np.repeat(np.arange(len(first), dtype=np.int32), np.diff(np.append(first, len(order))))
     nodes = ~is_row
     group_of_node[order[nodes] - items.rows] = group[nodes]
 
@@ -93,8 +93,8 @@ def fold(items: Items, tree: DirectoryTree) -> Records:
     cleared = np.logical_or.reduceat(is_row & (kind != Kind.DIRECTORY) & (kind != Kind.OPAQUE), first)
     opaque = np.logical_or.reduceat(is_row & (kind == Kind.OPAQUE), first)
     touched, entered = _first_touches(items, tree)
-    node_item = np.full(len(first), -1, dtype=np.int64)
-    node_item[group_of_node] = np.arange(items.rows, items.rows + len(tree.parent))
+    node_item = np.full(len(first), -1, dtype=np.int32)
+    node_item[group_of_node] = np.arange(items.rows, items.rows + len(tree.parent), dtype=np.int32)
     created = np.zeros(len(first), dtype=bool)
     created[group_of_node] = touched < _NEVER
     created[group_of_node[0]] = True
@@ -118,7 +118,7 @@ def fold(items: Items, tree: DirectoryTree) -> Records:
     return Records(keys[first], item.astype(np.uint32), flags, order, first, irregular)
 
 
-def _refuse_collisions(items: Items, order: NDArray[np.int64], first: NDArray[np.int64]) -> None:
+def _refuse_collisions(items: Items, order: NDArray[np.int32], first: NDArray[np.int32]) -> None:
     """Names and parents of items with equal keys must be equal."""
     same = np.ones(len(order), dtype=bool)
     same[first] = False
@@ -138,9 +138,9 @@ def _refuse_collisions(items: Items, order: NDArray[np.int64], first: NDArray[np
         )
 
 
-def _first_touches(items: Items, tree: DirectoryTree) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _first_touches(items: Items, tree: DirectoryTree) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """For each directory the first row that makes something in or below it, and the first that names anything there."""
-    rows = np.arange(items.rows, dtype=np.int64)
+    rows = np.arange(items.rows, dtype=np.int32)
     touched = np.full(len(tree.parent), _NEVER)
     entered = np.full(len(tree.parent), _NEVER)
     directory = items.directory[: items.rows]
@@ -156,21 +156,21 @@ def _first_touches(items: Items, tree: DirectoryTree) -> tuple[NDArray[np.int64]
 
 
 def _last_hides(
-    items: Items, kind: NDArray[np.uint8], is_row: NDArray[np.bool_], order: NDArray[np.int64], first: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    items: Items, kind: NDArray[np.uint8], is_row: NDArray[np.bool_], order: NDArray[np.int32], first: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """For each record the last row that hides it, and the last that hides what is below it only; -1 for none."""
-    whole = np.maximum.reduceat(np.where(is_row & (kind == Kind.WHITEOUT), order, -1), first)
-    below = np.maximum.reduceat(np.where(is_row & (kind == Kind.OPAQUE), order, -1), first)
+    whole = np.maximum.reduceat(np.where(is_row & (kind == Kind.WHITEOUT), order, np.int32(-1)), first)
+    below = np.maximum.reduceat(np.where(is_row & (kind == Kind.OPAQUE), order, np.int32(-1)), first)
     return whole, below
 
 
 def _implied_before_hidden(
     tree: DirectoryTree,
-    touched: NDArray[np.int64],
-    group_of_node: NDArray[np.int64],
+    touched: NDArray[np.int32],
+    group_of_node: NDArray[np.int32],
     explicit: NDArray[np.bool_],
-    whole: NDArray[np.int64],
-    below: NDArray[np.int64],
+    whole: NDArray[np.int32],
+    below: NDArray[np.int32],
 ) -> bool:
     """Whether a directory that only its children imply was used before a row hides what lower layers have of it."""
     if max(whole.max(), below.max()) < 0:

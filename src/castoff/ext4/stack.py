@@ -83,6 +83,8 @@ class Stack:
         self.major = np.concatenate([self.major, *(layer.major for layer in layers)])
         self.slot = np.concatenate([self.slot, *placed])
         self.slot_key = np.concatenate([self.slot_key, *(layer.key[layer.rows :] for layer in layers)])
+        for layer in layers:
+            layer.forget()
 
     def add_directories(self, names: Sequence[bytes]) -> None:
         """Appends a layer of directories with these names, which have their place by :meth:`add_slots` only."""

@@ -112,10 +112,12 @@ def load(path: Path) -> LayerTables | None:
         column = np.ndarray(shape, dtype=kind, buffer=view, offset=at)
         columns[name] = column
         at += column.nbytes
-    return _tables(about, columns)
+    tables = _tables(about, columns, data)
+    tables.forget()  # what the checksum has read
+    return tables
 
 
-def _tables(about: dict[str, Any], columns: dict[str, NDArray[Any]]) -> LayerTables:
+def _tables(about: dict[str, Any], columns: dict[str, NDArray[Any]], mapping: mmap.mmap) -> LayerTables:
     from castoff.ext4.tables import LayerTables
 
     def part(kind: type[Any], prefix: str, **others: Any) -> Any:
@@ -135,6 +137,7 @@ def _tables(about: dict[str, Any], columns: dict[str, NDArray[Any]]) -> LayerTab
         irregular=about["irregular"],
         names=part(Strings, "names."),
         link_path=part(Strings, "link_path."),
+        mapping=mapping,
         inodes=inodes,
         **{name: column for name, column in columns.items() if "." not in name},
     )

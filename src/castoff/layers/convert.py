@@ -239,9 +239,14 @@ class _Conversion:
         """Writes the segment, and at last the index."""
         self._file.write(self._to_write, self._staging)
         assert self._rows is not None
+        with budget.many_entries(len(self._rows)):
+            self._write_index(self._rows)
+            self._rows = None
+
+    def _write_index(self, rows: Rows) -> None:
         digests = np.frombuffer(self._file.digests, np.uint8).reshape(-1, 32)
         zero = np.frombuffer(self._file.zero, np.bool_)
-        toc = self._rows.toc(self._file.size)
+        toc = rows.toc(self._file.size)
         index = LayerIndex(self._layer.diff_id, toc, CHUNK, digests, zero, Locations.local(len(digests)))
         path = self._directory / "index"
         try:

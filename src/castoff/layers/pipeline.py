@@ -118,9 +118,10 @@ class Pipeline:
             channel.close()
 
     def join(self) -> None:
-        """Waits for all threads to have ended."""
+        """Waits for all threads to have ended, and lets go of the channels, whose buffers a cycle with this would keep."""
         for thread in self._threads:
             thread.join()
+        self._channels.clear()
 
 
 class Buffer:

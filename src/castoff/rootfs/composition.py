@@ -8,12 +8,13 @@ from pathlib import Path
 
 from castoff import timeline
 from castoff.disk.compose import Written, write_composition
-from castoff.errors import Invalid, NoSpace
+from castoff.errors import Invalid, NoSpace, Unavailable
 from castoff.ext4 import tablefile
 from castoff.ext4.compose import Composition, compose
 from castoff.ext4.tables import LayerTables, compile_tables
 from castoff.image.digest import Digest
 from castoff.image.image import Image
+from castoff.layers import budget
 from castoff.layers.index import read_index
 from castoff.store.builds import uninterrupted
 from castoff.store.layers import StoredLayer
@@ -22,11 +23,18 @@ from castoff.store.store import Store
 
 __all__ = ["build_composed", "compile_layer", "compose_layers", "layer_tables"]
 
+_INDEX_ENTRY = 24
+"""Bytes that an entry has in a layer index, at least about."""
+
 
 def compile_layer(directory: Path) -> LayerTables:
     """Makes the tables of the layer in ``directory`` from its index, and stores them beside it. Blocks."""
-    tables = compile_tables(read_index(directory / "index").toc)
-    tablefile.save(tables, directory / "tables")
+    index = directory / "index"
+    with budget.many_entries(index.stat().st_size // _INDEX_ENTRY if index.exists() else 0):
+        tablefile.save(compile_tables(read_index(index).toc), directory / "tables")
+    tables = tablefile.load(directory / "tables")
+    if tables is None:
+        raise Unavailable(f"the tables just written to {directory} are damaged", hint="look at the disk and its mount")
     return tables
 
 
