@@ -17,7 +17,7 @@ import pytest
 import daemons
 from castoff.conformance.provider import check_provider
 from castoff.disk.clone import CloneKind, Role
-from castoff.errors import Conflict, DigestMismatch, Invalid, NotFound, Unavailable, Unsupported
+from castoff.errors import Conflict, DigestMismatch, Invalid, NoSpace, NotFound, Unavailable, Unsupported
 from castoff.fakes.image_source import FakeImageSource
 from castoff.image.digest import Digest
 from castoff.rootfs.chain import configured_chain
@@ -372,6 +372,29 @@ async def test_an_image_that_does_not_fit_says_so(files: Asked, store: Store) ->
     with pytest.raises(Invalid, match=r"does not fit into .* bytes.*--disk-size"):
         await files.provider(store).locate(replace(request, size=8 * MIB))
     assert list((store.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+async def test_a_full_disk_is_foreseen(files: Asked, tmp_path: Path, compression: str) -> None:
+    """Before mke2fs begins where the blobs alone are more than what is free; on the way where it turns out so."""
+    data = random.Random(30).randbytes(36 * MIB) if compression == "none" else random.Random(30).randbytes(MIB) * 128
+    said = r"needs 37\.\d MB and has 33\.\d MB" if compression == "none" else r"needs .* MB and has .* MB"
+    request = request_of(
+        build_image([LayerTar().file("big", data)], compression=compression),  # type: ignore[arg-type]
+        reference=f"example.com/full-{compression}:1",
+    )
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(small)], check=True)
+    try:
+        reserve = 64 * MIB if compression == "none" else 8 * MIB
+        store = Store.open(small / "state", StoreSettings(backing="native", reserve=reserve))
+        with pytest.raises(NoSpace, match=said):
+            await files.provider(store).locate(replace(request, size=512 * MIB))
+        assert list((store.root / "tmp").iterdir()) == []
+        assert list((store.root / "rootfs").iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 async def test_clones_of_the_made_ext4_are_of_any_kind(files: Asked, store: Store) -> None:

@@ -29,7 +29,7 @@ __all__ = ["AREAS", "Backing", "Notice", "loop_file", "open_backing", "unmount_b
 
 Notice = Callable[[str], None]
 
-AREAS = ("layers", "rootfs", "images/sha256", "machines", "kernels", "uppers", "locks", "tmp")
+AREAS = ("layers", "rootfs", "images/sha256", "machines", "kernels", "locks", "tmp")
 """The store's directories, relative to it."""
 
 _VERSION = 1

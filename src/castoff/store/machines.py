@@ -33,9 +33,16 @@ class MachineRootfs(msgspec.Struct, frozen=True, kw_only=True):
     """What the provider must know to release it."""
 
 
-def write_machine_rootfs(directory: Path, record: MachineRootfs) -> None:
-    """Writes a machine's record. Not flushed: the machine's own record, which its creator flushes, acknowledges it."""
-    replace_file(directory / _FILE, msgspec.json.encode(record), durable=False)
+def write_machine_rootfs(directory: Path, record: MachineRootfs, *, durable: bool = False) -> None:
+    """Writes a machine's record.
+
+    Args:
+        directory: The machine's.
+        record: What it says.
+        durable: Flush it: for what outlives a crash of the host elsewhere. Else the machine's own record, which its creator
+            flushes, acknowledges it.
+    """
+    replace_file(directory / _FILE, msgspec.json.encode(record), durable=durable)
 
 
 def read_machine_rootfs(directory: Path) -> MachineRootfs | None:

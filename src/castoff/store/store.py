@@ -5,7 +5,6 @@
     STATE/store/images/sha256/<hex>      manifests and configs, by digest (castoff.image)
     STATE/store/machines/<id>/           one machine's own: clone, sockets, logs; on the same filesystem, so that clones share
     STATE/store/kernels/                 guest kernels
-    STATE/store/uppers/<size>.ext4       empty filesystems for overlays (castoff.disk.overlay)
     STATE/store/locks/, tmp/             castoff.store.builds
     STATE/store.xfs, STATE/store/.castoff, STATE/.store.lock    castoff.store.backing
 

@@ -9,17 +9,19 @@ Neither gRPC nor anything that needs it is imported before a containerd is to be
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.util
 import os
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from castoff import timeline
 from castoff.disk.choose import clone_strategy
-from castoff.errors import Invalid, NotFound, Unsupported
+from castoff.errors import Invalid, NoSpace, NotFound, Unsupported
 from castoff.image.digest import Digest
 from castoff.image.image import Image
 from castoff.rootfs.context import ProviderContext
@@ -28,6 +30,7 @@ from castoff.rootfs.settings import ContainerdSettings
 from castoff.store.locks import lock
 from castoff.store.machines import MachineRootfs
 from castoff.store.rootfs import FILE, RootfsName, RootfsRecord
+from castoff.store.store import Store
 
 if TYPE_CHECKING:
     from castoff.rootfs.containerd.client import Client
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["ContainerdProvider", "image_key"]
 
 _MAX_SIZE = 16 << 40
+_LOOK = 0.1
+"""Seconds after which free space is looked at again while mke2fs writes."""
 _RATIO = 8
 """Bytes of a rootfs for each compressed one, at least: images unpack to 2 to 4 times their size."""
 
@@ -137,7 +142,10 @@ class ContainerdProvider:
                 name = self._name(request)
 
                 async def build(directory: Path) -> None:
-                    await make_image(mounts, directory / FILE, name.size, timeout=self._settings.timeout)
+                    # A lower bound: how much the snapshot holds is not known before mke2fs has read it.
+                    await asyncio.to_thread(self._context.store.require, sum(layer.size for layer in request.image.layers))
+                    making = make_image(mounts, directory / FILE, name.size, timeout=self._settings.timeout)
+                    await _watched(making, directory / FILE, self._context.store)
 
                 record = RootfsRecord(
                     provider=self.name, layers=(), reference=request.image.reference, image=str(request.image.digest)
@@ -155,6 +163,28 @@ def image_key(diff_ids: list[Digest]) -> str:
     """The key in our store of an ext4 that mke2fs made of an image: another than a composition's of the same layers."""
     lines = ["castoff image of containerd 1", *(diff_id.hex for diff_id in diff_ids)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+async def _watched(making: Coroutine[Any, Any, None], path: Path, store: Store) -> None:
+    """Runs ``making``, which writes ``path``, while there is room.
+
+    Raises:
+        NoSpace: It would have filled the disk, and was stopped.
+    """
+    task = asyncio.ensure_future(making)
+    try:
+        while not (await asyncio.wait([task], timeout=_LOOK))[0]:
+            await asyncio.to_thread(_look, path, store)
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _look(path: Path, store: Store) -> None:
+    if store.room(0) <= 0:
+        written = path.stat().st_blocks * 512 if path.exists() else 0
+        raise NoSpace(str(store.root), needed=max(written, 1), available=0)
 
 
 def _check_wishes(request: RootfsRequest, size: int, snapshotter: str) -> None:

@@ -49,7 +49,7 @@ class SnapshotRootfs:
             "snapshotter": self.settings.snapshotter,
             "snapshot": name,
         }
-        write_machine_rootfs(directory, MachineRootfs(provider=self.provider, state=state))
+        write_machine_rootfs(directory, MachineRootfs(provider=self.provider, state=state), durable=True)
         with timeline.step("rootfs.containerd.snapshot"):
             async with connected(self.settings) as client:
                 await client.create_lease(name, {"castoff/machine": machine_id})
