@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Interruption is guarded from here on: imports take a tenth of a second, and Ctrl-C in them is no traceback either.
     try:
         from castoff.cli.app import execute
+        from castoff.cli.streams import prepare
+
+        prepare()
     except KeyboardInterrupt:
         return 130
     return execute(words, entered=entered)
