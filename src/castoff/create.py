@@ -9,23 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from castoff.config import Config
+from castoff.disk.clone import Drive
 from castoff.errors import Invalid, NotFound
 from castoff.image.image import Image, Platform
 from castoff.image.opening import open_source
+from castoff.image.platforms import host_platform
 from castoff.image.reference import parse_reference
 from castoff.image.source import ImageSource
 from castoff.machine.drivers import prepare
 from castoff.machine.identity import Owner
-from castoff.machine.model import MachineRecord, MachineRequest, MachineState, check_name, new_machine_id
+from castoff.machine.model import MachineId, MachineRecord, MachineRequest, MachineState, check_name, new_machine_id
+from castoff.machine.ports import check_ports
 from castoff.machine.process import guest_settings
 from castoff.machine.records import MachineRecords
+from castoff.machine.settings import LEAST_MEMORY
 from castoff.rootfs.chain import configured_chain
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs, RootfsRequest
@@ -53,6 +57,10 @@ async def create(
     network = config.machine.network == "user" if request.network is None else request.network
     if request.ports and not network:
         raise Invalid("a port cannot be published of a machine without a network", hint="leave --publish or --network none away")
+    memory = config.machine.memory if request.memory is None else request.memory
+    if memory < LEAST_MEMORY:
+        raise Invalid(f"a machine with {memory} bytes of memory cannot boot", hint=f"give it {LEAST_MEMORY >> 20}M or more")
+    check_ports(request.ports)
     machine_id = new_machine_id()
     name = check_name(request.name) if request.name else machine_id
     async with (
@@ -68,23 +76,26 @@ async def create(
             owner=Owner.this(),
             created=time.time(),
             keep=request.keep,
-            image=request.image,
+            image=_as_text(request.image),
             digest=str(image.digest),
-            command=guest.argv,
+            command=tuple(map(_as_text, guest.argv)),
         )
         undo.push_async_callback(_remove, record, records, providers)
         directory = await uninterrupted(records.add, record)
 
-        rootfs = await locate(request, image, source, providers)
-        drives = await rootfs.clone(machine_id, directory)
-
-        kernel, vmm = await prepared
+        async with _beside(_clone(request, image, source, providers, machine_id, directory)) as cloned:
+            # A kernel that is missing is told at once, not when an image has been fetched for it.
+            done, _ = await asyncio.wait((prepared, cloned), return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            drives = await cloned
+            kernel, vmm = await prepared
         initramfs = assemble(kernel, guest, directory / "initramfs")
         spec = MachineSpec(
             id=machine_id,
             directory=directory,
-            cpus=request.cpus or config.machine.cpus,
-            memory=request.memory or config.machine.memory,
+            cpus=config.machine.cpus if request.cpus is None else request.cpus,
+            memory=memory,
             kernel=kernel.path,
             initramfs=initramfs,
             drives=tuple(drives),
@@ -114,7 +125,7 @@ async def opened(
     """
     source = open_source(parse_reference(reference), config.image, store.images)
     try:
-        yield source, await source.resolve(platform or Platform())
+        yield source, await source.resolve(platform or host_platform())
     finally:
         await source.close()
 
@@ -134,6 +145,18 @@ async def locate(request: MachineRequest, image: Image, source: ImageSource, pro
         what = "no provider has a root filesystem" if name is None else f"{name} has no root filesystem"
         raise NotFound(f"{what} for {request.image}", hint="see rootfs.providers in `castoff config show`")
     return rootfs
+
+
+def _as_text(word: str) -> str:
+    """A word of the command line for the record, which is JSON: bytes that are no UTF-8 (PEP 383) are shown as such."""
+    return word.encode(errors="surrogateescape").decode(errors="replace")
+
+
+async def _clone(
+    request: MachineRequest, image: Image, source: ImageSource, providers: ProviderContext, machine_id: MachineId, directory: Path
+) -> Sequence[Drive]:
+    rootfs = await locate(request, image, source, providers)
+    return await rootfs.clone(machine_id, directory)
 
 
 async def _remove(record: MachineRecord, records: MachineRecords, providers: ProviderContext) -> None:

@@ -6,6 +6,7 @@ the same name (https://docs.docker.com/reference/dockerfile/#understand-how-cmd-
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterable
 
@@ -15,6 +16,8 @@ from castoff.machine.model import MachineRequest
 from castoff.vmm.guest import GuestSettings, encode_settings
 
 __all__ = ["guest_settings"]
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 
 def guest_settings(config: ImageConfig, request: MachineRequest, *, hostname: str, linger: float = 10.0) -> GuestSettings:
@@ -34,7 +37,7 @@ def guest_settings(config: ImageConfig, request: MachineRequest, *, hostname: st
         env=_environment(config.env, request.env),
         cwd=_working_dir(config, request),
         user=request.user if request.user is not None else config.user,
-        hostname=request.hostname or hostname,
+        hostname=_hostname(request, hostname),
         tty=request.tty,
         columns=request.columns,
         rows=request.rows,
@@ -44,6 +47,12 @@ def guest_settings(config: ImageConfig, request: MachineRequest, *, hostname: st
     )
     encode_settings(settings)  # refuses what cannot be executed now, not after an image was fetched and converted
     return settings
+
+
+def _hostname(request: MachineRequest, otherwise: str) -> str:
+    if request.hostname is not None and not _HOSTNAME.match(request.hostname):
+        raise Invalid(f"{request.hostname[:80]!r} is no host name", hint="letters, digits, dots, dashes; at most 64")
+    return request.hostname or otherwise
 
 
 def _argv(config: ImageConfig, request: MachineRequest) -> tuple[str, ...]:

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-__all__ = ["MachineSettings"]
+__all__ = ["LEAST_MEMORY", "MachineSettings"]
+
+LEAST_MEMORY = 32 << 20
+"""Bytes: no kernel that castoff knows unpacks itself into less."""
 
 
 class MachineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -14,7 +17,7 @@ class MachineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     cpus: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """Virtual CPUs."""
-    memory: Annotated[int, msgspec.Meta(ge=32 << 20)] = 512 << 20
+    memory: Annotated[int, msgspec.Meta(ge=LEAST_MEMORY)] = 512 << 20
     """Bytes of guest memory."""
     network: Literal["user", "none"] = "user"
     """``user``: outgoing connections and published ports through the VMM's user-mode network. ``none``: no network card."""
