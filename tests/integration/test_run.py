@@ -57,9 +57,11 @@ def test_the_command_finds_what_the_image_and_the_flags_say(castoff: Castoff, tm
     script += 'for a in "$@"; do echo "<$a>"; done'
     flags = ["-u", "app", "-w", "/srv", "-e", "A=flag", "-e", "HERE", "--env-file", str(tmp_path / "env"), "--hostname", "web"]
     flags += ["--cpus", "2", "--memory", "256M", "--disk-size", "3G", "--entrypoint", "sh"]
-    done = castoff.run("-c", script, "name", "one", "two words", "", "-x", flags=flags, env=environment(HERE="from here"))
+    done = castoff.run(
+        "-c", script, "name", "one", "two words", "", "-x", os.fsdecode(b"\xff"), flags=flags, env=environment(HERE="from here")
+    )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.decode().splitlines()
+    lines = os.fsdecode(done.stdout).splitlines()
     assert lines[0] == "uid=1000(app) gid=1000(app) groups=1000(app),1001(extra)"
     assert lines[1] == "/srv"
     assert {"A=flag", "FILE=yes", "FROM_IMAGE=yes", "HERE=from here", "HOME=/home/app", "HOSTNAME=web", "PATH=/bin"} <= set(lines)
@@ -67,7 +69,7 @@ def test_the_command_finds_what_the_image_and_the_flags_say(castoff: Castoff, tm
     assert rest[1] == "2"
     assert 150_000 < int(rest[2].split()[1]) <= 262_144
     assert 2_500_000 < int(rest[3].split()[1]) <= 3 * 1024 * 1024
-    assert rest[4:] == ["from the image", "<one>", "<two words>", "<>", "<-x>"]
+    assert rest[4:] == ["from the image", "<one>", "<two words>", "<>", "<-x>", os.fsdecode(b"<\xff>")]
 
 
 def test_input_reaches_the_command_whole_and_ends(castoff: Castoff) -> None:
@@ -236,6 +238,11 @@ def test_published_ports_lead_into_the_machine(castoff: Castoff) -> None:
         process.terminate()
         process.communicate(timeout=30)
     assert process.returncode == 143
+    with socket.create_server(("127.0.0.1", port)):
+        taken = castoff.run("true", flags=["-p", f"{port}:80"])
+    assert taken.returncode == 125 and b"in use" in taken.stderr
+    low = castoff.run("true", flags=["-p", "81:80"])
+    assert low.returncode == 125 and b"port 81 cannot be published" in low.stderr
 
 
 def test_a_machine_without_network_has_no_card(castoff: Castoff) -> None:

@@ -155,7 +155,9 @@ class FirecrackerVmm:
                     await sent
                     return
         except TimeoutError as error:
-            raise Unavailable(f"firecracker does not answer: {_said(spec)}", hint=f"see {spec.directory / _LOG}") from error
+            raise Unavailable(
+                f"firecracker does not answer: {_said(spec)}", hint="`castoff doctor` tells whether KVM is usable here"
+            ) from error
         finally:
             for task in (sent, ended):
                 task.cancel()

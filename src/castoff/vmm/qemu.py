@@ -10,18 +10,18 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from castoff.errors import CastoffError, Unavailable, Unsupported
+from castoff.errors import CastoffError, Unauthorized, Unavailable, Unsupported
 from castoff.timeline import step
 from castoff.vmm import qmp
 from castoff.vmm.process import MonitorProcess, Owner, last_lines, owner_for, spawn
 from castoff.vmm.qemu_command import OpenDrive, qemu_command
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.sockets import listen_unix
-from castoff.vmm.vmm import MachineSpec
+from castoff.vmm.vmm import MachineSpec, PortForward
 
 __all__ = ["QemuHandle", "QemuVmm"]
 
@@ -123,6 +123,8 @@ class QemuVmm:
 
     def _spawn(self, spec: MachineSpec, binary: str, kvm: bool, opened: contextlib.ExitStack) -> MonitorProcess:
         owner = owner_for(spec.id, self._settings)
+        if owner is not None and spec.ports:
+            _refuse_low_ports(spec.ports)
         if kvm:
             from castoff.vmm.probe import with_kvm_group
 
@@ -162,7 +164,7 @@ class QemuVmm:
             if not ended.done():
                 raise Unavailable(
                     f"qemu does not answer: {last_lines(spec.directory / _LOG) or 'it said nothing'}",
-                    hint=f"see {spec.directory / _LOG}",
+                    hint="`castoff doctor` tells what this host can do",
                 ) from error
         finally:
             for task in (answer, ended):
@@ -170,8 +172,18 @@ class QemuVmm:
             await asyncio.gather(answer, ended, return_exceptions=True)
         raise Unavailable(
             f"qemu ended at its start (status {await process.wait()}): {last_lines(spec.directory / _LOG) or 'it said nothing'}",
-            hint=f"see {spec.directory / _LOG}; `castoff doctor` tells what this host can do",
+            hint="`castoff doctor` tells what this host can do",
         )
+
+
+def _refuse_low_ports(ports: Sequence[PortForward]) -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    for port in ports:
+        if port.host_port < first:
+            raise Unauthorized(
+                f"port {port.host_port} cannot be published: qemu runs as a user of its own, who may listen from {first} on",
+                hint=f"take a higher one, or allow it: sysctl net.ipv4.ip_unprivileged_port_start={port.host_port}",
+            )
 
 
 def _open(path: Path, flags: int, opened: contextlib.ExitStack, mode: int = 0o600) -> int:
