@@ -67,14 +67,17 @@ def load(file: Path | None = None, *, state: Path | None = None) -> Config:
         file = Path(os.environ["CASTOFF_CONFIG"])
     if state is None and os.environ.get("CASTOFF_STATE"):
         state = Path(os.environ["CASTOFF_STATE"])
-    files = [file] if file is not None else [found for found in default_files() if found.exists()]
+    files = [file] if file is not None else [found for found in default_files() if _is_there(found)]
     merged: dict[str, Any] = {}
     for found in files:
         merged = _laid_over(merged, read_file(found))
     if state is not None:
         merged["state"] = str(state)
     config = _convert(merged, files[-1] if files else Path("configuration"))
-    return msgspec.structs.replace(config, state=config.state.expanduser().absolute())
+    try:
+        return msgspec.structs.replace(config, state=config.state.expanduser().absolute())
+    except RuntimeError as error:  # pathlib's, for `~somebody`
+        raise Invalid(f"the state directory {config.state} is nobody's home", hint="write its whole path") from error
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def _path(kind: type[Any], value: Any) -> Any:
     """msgspec knows no paths: makes them of strings."""
     if kind is not Path:
         raise NotImplementedError(kind)
-    if not isinstance(value, str) or "\0" in value:
+    if not isinstance(value, str) or "\0" in value or not value:
         raise ValueError("Expected a path")
     return Path(value)
 
@@ -132,7 +135,22 @@ def _laid_over(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise Invalid(f"configuration file {path} cannot be read: {error.strerror}", hint="is HOME yours?") from error
+    return True
+
+
 def _xdg(variable: str, fallback: str) -> Path:
     """A directory of the XDG base directory specification, which says to pass over relative ones."""
     named = os.environ.get(variable, "")
-    return Path(named) if named.startswith("/") else Path.home() / fallback
+    if named.startswith("/"):
+        return Path(named)
+    try:
+        return Path.home() / fallback
+    except RuntimeError as error:  # pathlib's, for a user id without an account
+        raise Invalid("this user has no home directory", hint=f"set HOME or {variable}") from error

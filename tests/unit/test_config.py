@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -178,3 +179,31 @@ def test_the_command_shows_and_checks(tmp_path: Path) -> None:
     file.write_text("[image]\nretries = 1\n")
     assert castoff("config", "check", str(file)).stdout == f"{file}: good\n"
     assert "retries = 1\n" in castoff("--config", str(file), "config", "show").stdout
+
+
+def test_a_state_that_is_nowhere_is_told(home: Path) -> None:
+    """Nobody's home, and an empty path, which would be the current directory."""
+    with pytest.raises(Invalid, match="nobody's home"):
+        load(state=Path("~nosuchuser/state"))
+    (home / "config.toml").write_text('state = ""\n')
+    with pytest.raises(Invalid, match="expected a path"):
+        load()
+
+
+def test_a_user_without_account_and_home_is_told_what_to_set() -> None:
+    """As in containers that run under a bare number."""
+    command = [sys.executable, "-m", "castoff", "config", "show"]
+    ids = ["--reuid", "12345", "--regid", "12345", "--clear-groups"]
+    done = subprocess.run(["setpriv", *ids, *command], env={}, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert re.fullmatch(r"castoff: [^\n]*set HOME or XDG_[A-Z_]*\n", done.stderr), done.stderr
+
+
+def test_a_home_that_is_closed_is_told() -> None:
+    """`su` without `-` keeps root's HOME."""
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o700)
+        command = ["setpriv", "--reuid", "12345", sys.executable, "-m", "castoff", "config", "show"]
+        done = subprocess.run(command, env={"HOME": home}, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert re.fullmatch(r"castoff: [^\n]*Permission denied; is HOME yours\?\n", done.stderr), done.stderr
