@@ -346,6 +346,16 @@ async def test_helpers_that_fail(
     assert time.monotonic() - start < 3
 
 
+async def test_a_helper_that_is_no_program(registry: HostileRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told as its own failure."""
+    registry.faults.append(basic_only())
+    helper(tmp_path, "true", monkeypatch)
+    (tmp_path / "bin" / "docker-credential-test").write_bytes(b"\x7fELF of another processor")
+    error = await refused(registry.host, tmp_path, docker_config=docker_config(tmp_path, credsStore="test"))
+    assert isinstance(error, Unavailable)
+    assert "docker-credential-test' cannot be run" in str(error) or "docker-credential-test cannot be run" in str(error)
+
+
 @pytest.mark.parametrize("name", ["nonexistent", "../../bin/sh", "a b", "x;reboot"])
 async def test_helpers_that_are_not_there(registry: HostileRegistry, tmp_path: Path, name: str) -> None:
     """A name is a name and never a path or a shell's line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,16 @@ def test_a_layout_can_be_asked_for_a_digest(tmp_path: Path) -> None:
     """`oci:DIR@sha256:...` names a manifest that needs no tag."""
     assert parse_reference(f"oci:{tmp_path}@{DIGEST}") == LayoutReference("oci", tmp_path, None, DIGEST)
     assert parse_reference(f"oci:{tmp_path}:v1@{DIGEST}") == LayoutReference("oci", tmp_path, "v1", DIGEST)
+
+
+def test_paths_that_no_kernel_takes_are_not_there() -> None:
+    """Too long a path is no failure of castoff's own."""
+    with pytest.raises(Invalid, match="not a sha256 digest"):
+        parse_reference(f"oci:{'a' * 5000}@sha256:00")
+
+
+def test_a_path_of_any_bytes_is_shown_as_text() -> None:
+    """Records and answers are JSON, which has no bytes."""
+    reference = parse_reference(os.fsdecode(b"oci:/im\xffage:v1"))
+    assert str(reference) == "oci:/im\ufffdage:v1"
+    assert isinstance(reference, LayoutReference) and os.fsencode(reference.path) == b"/im\xffage"

@@ -89,7 +89,8 @@ class Keyring:
 
     async def _look(self, key: str) -> Credentials | None:
         if self._config is None:
-            self._config = _read_config(self._path())
+            path = self._path()
+            self._config = _DockerConfig() if path is None else _read_config(path)
         helper = (self._config.helpers or {}).get(key) or self._config.store
         if helper:
             found = await _ask_helper(helper, key, self._settings.helper_timeout)
@@ -100,11 +101,16 @@ class Keyring:
                 return found
         return None
 
-    def _path(self) -> Path:
+    def _path(self) -> Path | None:
         if self._settings.docker_config is not None:
             return Path(self._settings.docker_config)
         directory = os.environ.get("DOCKER_CONFIG")
-        return (Path(directory) if directory else Path("~/.docker").expanduser()) / "config.json"
+        if directory:
+            return Path(directory) / "config.json"
+        try:
+            return Path.home() / ".docker" / "config.json"
+        except RuntimeError:  # a user id without an account, and no HOME
+            return None
 
 
 def _read_config(path: Path) -> _DockerConfig:
@@ -148,14 +154,13 @@ async def _ask_helper(name: str, key: str, timeout: float) -> Credentials | None
         raise Unavailable(
             f"{program!r}, which Docker's config.json names, is not installed", hint="install it, or change the file"
         )
-    process = await asyncio.create_subprocess_exec(
-        path,
-        "get",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            path, "get", stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, start_new_session=True
+        )
+    except OSError as error:
+        raise Unavailable(f"{program} cannot be run: {error.strerror}", hint="run it by hand to see why") from error
     try:
         async with asyncio.timeout(timeout):
             answer = await _talk(process, key)

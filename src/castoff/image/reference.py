@@ -8,6 +8,7 @@ is distribution/reference's (https://pkg.go.dev/github.com/distribution/referenc
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class LayoutReference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
-        return f"{self.kind}:{self.path}{tag}{digest}"
+        path = os.fsencode(self.path).decode(errors="replace")  # for people, and for records, which are JSON
+        return f"{self.kind}:{path}{tag}{digest}"
 
 
 Reference: TypeAlias = RegistryReference | LayoutReference
@@ -100,7 +102,7 @@ def _parse_layout(kind: LayoutKind, text: str) -> LayoutReference:
     if "\0" in text:
         raise Invalid(f"the path in {kind}:{text[:100]!r} has a NUL")
     head, at, tail = text.rpartition("@sha256:")
-    digest = Digest.parse(f"sha256:{tail}") if at and not Path(text).exists() else None
+    digest = Digest.parse(f"sha256:{tail}") if at and not _exists(text) else None
     path, tag = _split_path(head if digest else text)
     if not path:
         raise Invalid(f"{kind}:{text} names no path", hint=f"write {kind}:PATH or {kind}:PATH:TAG")

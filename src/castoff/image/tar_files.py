@@ -25,6 +25,7 @@ __all__ = ["TarFiles"]
 _BLOCK = 512
 _MAX_MEMBERS = 100_000
 _MAX_EXTENSION = 1 << 20  # bytes of a pax header or a long name
+_MAX_NAMES = 32 << 20  # bytes of all long names: they are held in memory
 _MAX_LINKS = 8
 _NO_DATA = b"123456"  # links, devices, directories, FIFOs: their size field counts nothing (GNU tar and Go agree)
 
@@ -105,7 +106,7 @@ def _normal(name: str) -> str:
 
 def _index(archive: Span) -> dict[str, _Member]:
     members: dict[str, _Member] = {}
-    at = count = 0
+    at = count = names = 0
     extension: dict[str, str] = {}
     while at + _BLOCK <= archive.size:
         header = _read(archive, at, _BLOCK)
@@ -123,6 +124,9 @@ def _index(archive: Span) -> dict[str, _Member]:
         size = 0 if kind in _NO_DATA else _pax_size(extension, size, archive.what)
         if at + size > archive.size:
             raise Invalid(f"{archive.what} is truncated: it ends within a member", hint="save or copy it again")
+        names += sum(map(len, extension.values()))
+        if names > _MAX_NAMES:
+            raise Invalid(f"{archive.what} has over {_MAX_NAMES >> 20} MiB of names", hint="no image archive has so many")
         _add(members, header, kind, _Member(at, size), extension)
         extension = {}
         at += _padded(size)

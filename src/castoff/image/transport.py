@@ -1,7 +1,7 @@
 """HTTP/1.1 requests: the standard library's client over sockets in threads, awaited.
 
 Why not an asyncio client: importing one costs 0.18 s, more than a warm create may take in all, and the bytes of a blob
-would pass through the event loop in small pieces at three times the CPU (docs/decisions). Here a thread reads what the
+would pass through the event loop in small pieces (docs/decisions/0002). Here a thread reads what the
 kernel has into one buffer and the loop sees one hop for each MiB.
 
 All failures of sockets, TLS and HTTP become :class:`castoff.image.connect.Broken` or ``Unavailable`` here.
