@@ -145,7 +145,9 @@ class Host:
         """What the store holds, what it takes on disk, and who needs it."""
         from castoff.store.usage import store_usage
 
-        return await asyncio.to_thread(store_usage, self.store.root, free=self.store.free(), limit=self.config.store.size_limit)
+        return await asyncio.to_thread(
+            store_usage, self.store.root, free=max(0, self.store.free()), limit=self.config.store.size_limit
+        )
 
     async def prune(self, *, limit: int = 0, dry_run: bool = False) -> Pruned:
         """Removes layers and root filesystems that nobody uses, the least recently used first, until ``limit`` bytes are left."""

@@ -58,6 +58,9 @@ def test_a_rootfs_is_built_listed_shown_verified_and_removed(castoff: Castoff) -
     assert one["reference"] == castoff.image and len(one["layers"]) == 2
     assert castoff.json("rootfs", "show", one["name"])["name"] == one["name"]
     assert castoff.json("rootfs", "verify", one["name"])["damaged"] == 0
+    listed = [line.split()[0] for line in castoff("rootfs", "list").stdout.decode().splitlines()]
+    assert len(set(listed)) == len(listed), "sizes of one image are told apart"
+    assert castoff("rootfs", "remove", "").returncode == 4, "an unset variable names nothing"
     assert castoff("rootfs", "remove", one["name"]).returncode == 0
     gone = castoff("rootfs", "show", one["name"])
     assert gone.returncode == 3 and "rootfs list" in _one_line(gone)

@@ -43,7 +43,8 @@ def test_other_words_are_no_ports(text: str) -> None:
 def test_platforms() -> None:
     """An architecture alone means Linux."""
     assert parse_platform("arm64") == Platform("linux", "arm64")
-    assert parse_platform("Linux/ARM/v7") == Platform("linux", "arm", "v7")
+    assert parse_platform("Linux/ARM/v6") == Platform("linux", "arm", "v6")
+    assert parse_platform("linux/x86_64") == parse_platform("amd64")
     for text in ("", "a/b/c/d", "linux/", "linux/am d64"):
         with pytest.raises(click.BadParameter):
             parse_platform(text)
@@ -66,3 +67,10 @@ def test_broken_variables_are_refused(tmp_path: Path) -> None:
     for pairs, files in ((("=x",), ()), (("A=\0",), ()), ((), (tmp_path / "missing",)), ((), (binary,))):
         with pytest.raises(click.UsageError):
             environment(pairs, files)
+
+
+def test_values_of_a_file_are_what_stands_between_line_feeds(tmp_path: Path) -> None:
+    """Form feeds and Unicode's line separators are values; a mark at the file's start and carriage returns are not."""
+    file = tmp_path / "env"
+    file.write_bytes("\ufeffA=one\x0ctwo\u2028three\r\nB=\x85\n".encode())
+    assert environment((), (file,)) == ("A=one\x0ctwo\u2028three", "B=\x85")

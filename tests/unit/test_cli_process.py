@@ -208,3 +208,42 @@ def test_what_is_no_timeline_is_refused(tmp_path: Path, content: bytes) -> None:
     assert done.returncode == 4
     assert_one_line(done)
     assert run("timeline", str(tmp_path / "missing")).returncode == 3
+
+
+@pytest.mark.parametrize("parents", [[None, 1], [None, 0, 0, 7], [1, None], list(range(-1, 99)), "twice"])
+def test_timelines_that_could_not_be_drawn_are_refused(tmp_path: Path, parents: list[int | None] | str) -> None:
+    """Steps in circles, inside later ones, or a hundred deep: drawing them would never end, or take all memory."""
+    rows = [
+        {"id": number, "name": "x", "state": "complete", "started": 0, "ended": 1, "parent": None if parent == -1 else parent}
+        for number, parent in enumerate([None] if isinstance(parents, str) else parents)
+    ]
+    if parents == "twice":
+        rows.append(rows[0] | {"parent": 0})
+    (tmp_path / "x").write_text(json.dumps({"version": 1, "steps": rows}))
+    done = run("timeline", str(tmp_path / "x"))
+    assert done.returncode == 4
+    assert_one_line(done)
+
+
+def test_a_timeline_that_cannot_be_written_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    """Not after the command ran, whose exit code would be lost."""
+    done = run("--state", str(tmp_path / "state"), "run", "--timeline", str(tmp_path / "missing" / "t.json"), "alpine")
+    assert done.returncode == 125
+    assert_one_line(done)
+    assert "missing" in done.stderr and not (tmp_path / "state").exists()
+
+
+def test_an_empty_state_is_not_the_current_directory(tmp_path: Path) -> None:
+    """`--state "$UNSET"` makes no store just here."""
+    done = run("--state", "", "store", "usage", cwd=tmp_path)
+    assert done.returncode == 2
+    assert_one_line(done)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slip_with_escapes_in_it_steers_no_terminal() -> None:
+    """Scripts pass on what others gave them."""
+    done = run("run", "--memory", "\x1b[31m", "alpine")
+    assert_one_line(done)
+    assert "\x1b" not in done.stderr
+    assert "\x1b" not in run("--\x1b[31m").stderr

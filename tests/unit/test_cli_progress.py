@@ -112,3 +112,9 @@ def test_a_label_names_what_the_step_works_on() -> None:
     assert label(timeline.begin("layers.convert", layer="sha256:" + "0123456789abcdef" * 4)) == "layers.convert 0123456789ab"
     assert label(timeline.begin("disk.copy", path="/a/b")) == "disk.copy /a/b"
     assert label(timeline.begin("x")) == "x"
+
+
+def test_no_name_steers_the_terminal() -> None:
+    """Names come from images and registries."""
+    with recording(Timeline()), step("image.tar_files", path="/x\x1b]0;owned\x07") as work:
+        assert label(work) == "image.tar_files /x\\x1b]0;owned\\x07"

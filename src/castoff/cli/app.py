@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from castoff.cli.exits import Exit, Signalled, code_of, line_of
+from castoff.cli.exits import Exit, Signalled, code_of, line_of, printable
 from castoff.cli.globals import Globals, global_options
 
 __all__ = ["COMMANDS", "COMPLETE_VARIABLE", "Command", "Group", "cli", "execute"]
@@ -143,7 +143,7 @@ def _usage(error: click.ClickException, shared: Globals) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
         return _own(Exit.USAGE, shared)
-    message = error.format_message().rstrip(".")
+    message = printable(error.format_message().rstrip("."))
     _say(f"{message[:1].lower()}{message[1:]}; `{path} --help` tells how it is used", shared)
     return _own(Exit.USAGE, shared)
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from castoff.cli.exits import printable
+
 if TYPE_CHECKING:
     from castoff.config import Config
     from castoff.timeline import Timeline
@@ -75,7 +77,7 @@ class Globals:
     def note(self, text: str) -> None:
         """One line on stderr for a person, unless they asked for quiet."""
         if not self.quiet:
-            print(f"castoff: {text}", file=sys.stderr, flush=True)
+            print(f"castoff: {printable(text)}", file=sys.stderr, flush=True)
 
     def answer(self, value: Any, text: Callable[[], str]) -> None:
         """A command's answer on stdout: as JSON where a script asked, else as ``text()`` says it."""
@@ -85,6 +87,15 @@ class Globals:
             said = text()
             if said:
                 print(said)
+
+
+class _GivenPath(click.Path):
+    """A path that is one: ``--state "$UNSET"`` would mean the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -97,8 +108,7 @@ def _store(context: click.Context, parameter: click.Parameter, value: Any) -> No
 def global_options(*, environment: bool) -> list[click.Option]:
     """The global options, for the root (which reads their environment variables too) and for each subcommand."""
     # Not click's business whether they can be read: whoever reads them says more than "is not readable".
-    directory = click.Path(readable=False, path_type=Path)
-    file = click.Path(readable=False, path_type=Path)
+    path = _GivenPath(readable=False, path_type=Path)
 
     def option(*names: str, env: str | None = None, **rest: Any) -> click.Option:
         return click.Option(
@@ -106,9 +116,9 @@ def global_options(*, environment: bool) -> list[click.Option]:
         )
 
     return [
-        option("--state", type=directory, metavar="DIR", env="CASTOFF_STATE", help="Where castoff keeps images and machines."),
+        option("--state", type=path, metavar="DIR", env="CASTOFF_STATE", help="Where castoff keeps images and machines."),
         option(
-            "--config", type=file, metavar="FILE", env="CASTOFF_CONFIG", help="Configuration file, instead of the usual ones."
+            "--config", type=path, metavar="FILE", env="CASTOFF_CONFIG", help="Configuration file, instead of the usual ones."
         ),
         option("--json", is_flag=True, default=None, help="Answer in JSON, for scripts."),
         option("-q", "--quiet", is_flag=True, default=None, help="No progress, no notes; errors only."),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from castoff.image import platforms
 from castoff.image.image import Platform
 from castoff.vmm.vmm import PortForward
 
@@ -46,7 +47,7 @@ def parse_platform(text: str) -> Platform:
     parts = text.lower().split("/")
     if len(parts) > 3 or not all(_PLATFORM_PART.match(part) for part in parts):
         raise click.BadParameter(f"{text!r} is not a platform, like linux/amd64 or linux/arm64/v8")
-    return Platform(architecture=parts[0]) if len(parts) == 1 else Platform(*parts)
+    return platforms.parse_platform(text)
 
 
 def environment(pairs: tuple[str, ...], files: tuple[Path, ...]) -> tuple[str, ...]:
@@ -73,9 +74,13 @@ def read_env_file(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             data = file.read(_ENV_FILE_LIMIT + 1)
-        lines = data.decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--env-file {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise click.UsageError(f"--env-file {path} cannot be read: {error.strerror}") from error
     if len(data) > _ENV_FILE_LIMIT:
         raise click.UsageError(f"--env-file {path} is over {_ENV_FILE_LIMIT >> 20} MiB")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--env-file {path} is not UTF-8: {error}") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n")]  # splitlines() would cut values at form feeds and U+2028
     return [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

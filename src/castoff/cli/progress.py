@@ -12,6 +12,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from castoff.cli.exits import printable
 from castoff.cli.text import duration, rate, size
 from castoff.timeline import Step
 
@@ -121,7 +122,7 @@ def label(step: Step) -> str:
     subject = next((str(step.attributes[key]) for key in ("layer", "image", "path", "url", "file") if key in step.attributes), "")
     if subject.startswith("sha256:"):
         subject = subject[7:19]
-    return f"{step.name} {subject[-40:]}".rstrip()
+    return printable(f"{step.name} {subject[-40:]}".rstrip())
 
 
 def _progress(step: Step, age: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from castoff.cli.parameters import parse_platform, parse_size
 from castoff.cli.session import on_host
 from castoff.cli.text import columns, duration, size
 from castoff.cli.verdicts import tell_verdicts
-from castoff.errors import Conflict, NotFound
+from castoff.errors import Conflict, Invalid, NotFound
 from castoff.image.image import Platform
 
 if TYPE_CHECKING:
@@ -67,7 +68,14 @@ def list_(shared: Globals) -> None:
     found = on_host(shared, _all)
     heads = ("NAME", "IMAGE", "SIZE", "OWN", "MACHINES", "USED")
     rows = [
-        (_short(one.name), printable(one.reference), size(one.size), size(one.own), str(len(one.machines)), _ago(one.last_used))
+        (
+            _short(one.name, found),
+            printable(one.reference),
+            size(one.size),
+            size(one.own),
+            str(len(one.machines)),
+            _ago(one.last_used),
+        )
         for one in found
     ]
     shared.answer([_as_json(one) for one in found], lambda: columns(rows, heads=heads, right=(2, 3, 4)))
@@ -137,6 +145,8 @@ async def _all(host: Host) -> tuple[RootfsUsage, ...]:
 
 async def _one(host: Host, name: str) -> RootfsUsage:
     """The one rootfs that ``name`` means."""
+    if not name:
+        raise Invalid("the name of a root filesystem is empty", hint="`castoff rootfs list` shows those that are")
     found = [one for one in await _all(host) if name in (one.name, one.reference, one.image) or one.name.startswith(name)]
     if not found:
         raise NotFound(f"no root filesystem {name[:100]!r} is here", hint="`castoff rootfs list` shows those that are")
@@ -145,9 +155,9 @@ async def _one(host: Host, name: str) -> RootfsUsage:
     return found[0]
 
 
-def _short(name: str) -> str:
-    """As much of a name as tells it apart."""
-    return name[:16]
+def _short(name: str, among: Sequence[RootfsUsage]) -> str:
+    """16 characters of a name, where they tell it apart; else all of it: sizes of one image differ at the end."""
+    return name[:16] if sum(one.name.startswith(name[:16]) for one in among) == 1 else name
 
 
 def _ago(when: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,7 @@ def _request(
     **plain: Any,
 ) -> MachineRequest:
     """The command line as a request; what carries over as it stands is in ``plain``."""
-    if rootfs is not None and ("/" in rootfs or Path(rootfs).exists()):
+    if rootfs is not None and ("/" in rootfs or _is_image(rootfs)):
         plain["rootfs"] = Path(rootfs).absolute()
     else:
         plain["rootfs"] = rootfs
@@ -125,6 +126,15 @@ def _request(
         rows=rows,
         **plain,
     )
+
+
+def _is_image(name: str) -> bool:
+    """Whether a name without a slash is a file or a device here; a directory that is called as a provider is no rootfs."""
+    try:
+        mode = Path(name).stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 @contextlib.asynccontextmanager

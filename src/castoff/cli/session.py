@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,7 @@ from castoff.timeline import Timeline, recording
 if TYPE_CHECKING:
     from castoff.host import Host
 
-__all__ = ["on_host"]
+__all__ = ["on_host", "shown"]
 
 T = TypeVar("T")
 
@@ -43,6 +44,8 @@ def on_host(
     from castoff.cli.loop import complete
     from castoff.host import Host
 
+    if timeline_file not in (None, "-"):
+        _check_writable(Path(timeline_file))
     progress = progress or shown(shared)
     timeline = Timeline(origin=shared.origin(), observers=(progress,))
     shared.record_start(timeline)
@@ -70,9 +73,21 @@ def _tell(shared: Globals, timeline: Timeline, file: str | None, title: str) -> 
         width = shutil.get_terminal_size((100, 24)).columns
         print(waterfall(timeline.to_dict(), width=width, bar=shared.bar(), title=printable(title)), file=sys.stderr)
     if file is not None and file != "-":
-        try:
+        with _timeline_errors(Path(file)):
             Path(file).write_text(json.dumps(timeline.to_dict(), indent=1) + "\n")
-        except OSError as error:
-            raise Invalid(
-                f"timeline {file} cannot be written: {error.strerror}", hint=f"is {Path(file).parent} there, and yours to write?"
-            ) from error
+
+
+def _check_writable(file: Path) -> None:
+    """Told now, not when the command has run and its exit code would be lost."""
+    with _timeline_errors(file), file.open("a"):
+        pass
+
+
+@contextlib.contextmanager
+def _timeline_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Invalid(
+            f"timeline {file} cannot be written: {error.strerror}", hint=f"is {file.parent} there, and yours to write?"
+        ) from error

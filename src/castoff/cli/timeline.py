@@ -17,6 +17,7 @@ from castoff.errors import Invalid, NotFound
 __all__ = ["command"]
 
 _LIMIT = 16 * 1024 * 1024
+_DEEPEST = 64
 
 
 @click.command(cls=Command)
@@ -76,4 +77,18 @@ def _read(path: Path) -> dict[str, Any]:
         stored: dict[str, Any] = msgspec.to_builtins(msgspec.json.decode(data, type=_Stored))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"{path} is not a timeline: {error}", hint="`castoff run --timeline FILE` writes one") from error
+    _check_tree(path, stored["steps"])
     return stored
+
+
+def _check_tree(path: Path, steps: list[dict[str, Any]]) -> None:
+    """Each step inside an earlier one, none too deep: else drawing would not end, or take all memory."""
+    depths: dict[int, int] = {}
+    for step in steps:
+        parent = step["parent"]
+        depth = 0 if parent is None else depths.get(parent, _DEEPEST) + 1
+        if step["id"] in depths or depth > _DEEPEST:
+            raise Invalid(
+                f"{path} is not a timeline: step {step['id']} is there twice, too deep, or before the step that it is part of"
+            )
+        depths[step["id"]] = depth
