@@ -93,3 +93,14 @@ async def test_one_that_cannot_be_released_is_told_and_does_not_stop_the_others(
     await sweep(records, VmmSettings(), providers, told.append)
     assert [record.id for record in records] == [stuck.id]
     assert len(told) == 1 and stuck.id in told[0] and "uninstalled" in told[0]
+
+
+async def test_debris_that_cannot_be_deleted_is_told_and_stops_nobody(host: tuple[MachineRecords, ProviderContext]) -> None:
+    """A new machine starts all the same, and a run that ended well ends well."""
+    records, providers = host
+    debris = records.path(new_machine_id()).with_name(f".{_dead()}.x")
+    debris.parent.mkdir(exist_ok=True)
+    debris.touch()  # no directory, so that deleting it as one fails
+    said: list[str] = []
+    await sweep(records, VmmSettings(), providers, said.append)
+    assert len(said) == 1 and debris.name in said[0]

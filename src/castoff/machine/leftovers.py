@@ -40,7 +40,10 @@ async def sweep(
                     await remove_machine(record, records, providers)
             except CastoffError as error:
                 notice(f"machine {record.id} was left behind and cannot be removed: {error}")
-        await asyncio.to_thread(records.sweep_debris)
+        try:
+            await asyncio.to_thread(records.sweep_debris)
+        except CastoffError as error:
+            notice(f"what is left of a machine cannot be deleted: {error}")
 
 
 def _orphans(records: MachineRecords) -> list[MachineRecord]:
