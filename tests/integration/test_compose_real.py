@@ -11,37 +11,46 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from castoff.ext4.check.filesystem import check
-from ext4_images import compose_file, convert_tar, fsck
+from ext4_images import Converted, compose_file, convert_tar, fsck
 from ext4_trees import Entry, differences, list_tree, mounted
 from oci_builder import build_image, write_layout
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def scratch(daemon_directory: Path) -> Iterator[Path]:
-    directory = daemon_directory / "real"
-    directory.mkdir()
-    yield directory
-    shutil.rmtree(directory)
+@dataclass(frozen=True, slots=True)
+class Real:
+    """Layers as tars, and converted; the last is of Python packages."""
+
+    tars: list[bytes] = field(repr=False)
+    layers: list[Converted]
 
 
 @pytest.fixture(scope="module")
-def debian() -> Path:
-    """An OCI layout of Debian packages with python3, as `make run` uses it."""
+def real(xfs_mount: Path) -> Iterator[Real]:
+    """An image of Debian packages with python3, as `make run` uses it, with one more layer, of wheels."""
     made = subprocess.run([sys.executable, "-m", "bench.images", "medium"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return ROOT / made.stdout.split()[-1]
+    directory = xfs_mount / "real"
+    tars = [*layers_of(ROOT / made.stdout.split()[-1]), wheel_layer()]
+    yield Real(tars, [convert_tar(tar, directory / str(number)) for number, tar in enumerate(tars)])
+    shutil.rmtree(directory)
 
 
 def wheels() -> list[Path]:
     """Packages as pip unpacked them from their wheels, among those that castoff needs."""
     found = [Path(directory) for directory in site.getsitepackages()]
-    return [path for directory in found for name in ("numpy*", "msgspec*") for path in sorted(directory.glob(name))]
+    return [
+        path
+        for directory in found
+        for name in ("aiohttp*", "msgspec*", "pygments*", "rich*")
+        for path in sorted(directory.glob(name))
+    ]
 
 
 def layers_of(layout: Path) -> Iterator[bytes]:
@@ -76,23 +85,22 @@ def implied(entries: Mapping[bytes, Entry]) -> frozenset[bytes]:
     return frozenset((b"", *unsaid))
 
 
-def test_a_debian_image_with_wheels_is_what_umoci_unpacks(debian: Path, scratch: Path) -> None:
+def test_a_debian_image_with_wheels_is_what_umoci_unpacks(real: Real, scratch_xfs: Path) -> None:
     """Every path and attribute, every byte; the image's own python3 runs in it; composed again, it has the same bytes."""
-    tars = [*layers_of(debian), wheel_layer()]
-    write_layout(scratch / "layout", {"latest": build_image(tars)})
-    command = ["umoci", "unpack", "--image", f"{scratch / 'layout'}:latest", str(scratch / "bundle")]
+    write_layout(scratch_xfs / "layout", {"latest": build_image(real.tars, compression="none")})
+    command = ["umoci", "unpack", "--image", f"{scratch_xfs / 'layout'}:latest", str(scratch_xfs / "bundle")]
     subprocess.run(command, check=True, capture_output=True)
-    layers = [convert_tar(tar, scratch / f"layer{number}") for number, tar in enumerate(tars)]
-    image = scratch / "rootfs"
-    composition = compose_file(image, layers, size=2 << 30)
+    image = scratch_xfs / "rootfs"
+    composition = compose_file(image, real.layers)
     assert composition.entries > 5000
     assert fsck(image) == ""
     assert check(image) == []
     with mounted(image) as mount:
         entries = list_tree(mount)
-        assert differences(entries, list_tree(scratch / "bundle/rootfs"), implied=implied(entries)) == []
-    compose_file(scratch / "again", layers, size=2 << 30)
-    subprocess.run(["cmp", str(image), str(scratch / "again")], check=True)
+        assert differences(entries, list_tree(scratch_xfs / "bundle/rootfs"), implied=implied(entries)) == []
+    compose_file(scratch_xfs / "again", real.layers)
+    metadata = ["cmp", "-n", str(composition.layout.front * 4096), str(image), str(scratch_xfs / "again")]
+    subprocess.run(metadata, check=True)
     with mounted(image, options="rw") as mount:
         code = "import sys, json, zlib; print(sys.version_info[0])"
         said = subprocess.run(["chroot", str(mount), "python3", "-c", code], capture_output=True, text=True, check=True)
@@ -100,15 +108,16 @@ def test_a_debian_image_with_wheels_is_what_umoci_unpacks(debian: Path, scratch:
     assert fsck(image) == ""
 
 
-def test_a_debian_layer_and_wheels_are_what_gnu_tar_extracts(debian: Path, scratch: Path) -> None:
+def test_a_debian_layer_and_wheels_are_what_gnu_tar_extracts(real: Real, scratch_xfs: Path) -> None:
     """Each alone: where a later archive puts something into a directory, GNU tar changes its time, and image unpackers do not."""
     command = ["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--same-owner", "--delay-directory-restore", "-xp"]
-    for number, tar in enumerate((max(layers_of(debian), key=len), wheel_layer())):
-        tree = scratch / f"tree{number}"
+    largest = max(range(len(real.tars) - 1), key=lambda number: len(real.tars[number]))
+    for number in (largest, -1):
+        tree = scratch_xfs / f"tree{number}"
         tree.mkdir()
-        subprocess.run([*command, "-C", str(tree)], input=tar, check=True)
-        image = scratch / f"rootfs{number}"
-        compose_file(image, [convert_tar(tar, scratch / f"layer{number}")])
+        subprocess.run([*command, "-C", str(tree)], input=real.tars[number], check=True)
+        image = scratch_xfs / f"rootfs{number}"
+        compose_file(image, [real.layers[number]])
         with mounted(image) as mount:
             entries = list_tree(mount)
             assert differences(entries, list_tree(tree), implied=implied(entries)) == []
