@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import chart, cold, compose, density, extents, flat, registry, results, start, warm
+from bench import chart, cold, compose, density, extents, flat, readme, registry, results, start, warm
 from bench.measure import Failed
 from bench.results import Row
 from bench.stage import PREFIX, Stage, stage
@@ -49,8 +49,9 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 
 def _write(directory: Path, rows: list[Row], command: str, seconds: float) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_text(results.to_json(rows, command=command, seconds=seconds))
-    (directory / "chart.svg").write_text(chart.svg(rows))
+    text = results.to_json(rows, command=command, seconds=seconds)
+    (directory / "results.json").write_text(text)
+    (directory / "chart.svg").write_text(chart.svg(results.from_json(text)))
     print(f"written: {directory / 'results.json'}, {directory / 'chart.svg'}")
 
 
@@ -83,6 +84,8 @@ def main(words: list[str]) -> int:
     if target := arguments.results or (_DOCS if complete else None):
         command = "make bench" if complete else " ".join(["python -m bench", *words])
         _write(target, rows, command, time.monotonic() - begun)
+        if complete:
+            readme.main()
     return 1 if failed or missed else 0
 
 

@@ -17,7 +17,7 @@ from castoff.host import Host
 from castoff.rootfs.chain import ProviderChain, configured_chain
 from castoff.rootfs.provider import RootfsRequest
 
-__all__ = ["Asked", "asked", "host", "written_bytes"]
+__all__ = ["Asked", "asked", "build_cold", "host", "written_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,16 @@ async def asked(found: Host, image: Published, *, clone: CloneKind | None = None
     async with opened(image.pinned, None, config=found.config, store=found.store) as (source, resolved):
         request = RootfsRequest(image=resolved, source=source, clone=clone)
         yield Asked(found, configured_chain(found.providers), request)
+
+
+async def build_cold(stage: Stage, image: Published) -> float:
+    """Seconds from the reference to the rootfs, of an image of which nothing is here, in this process."""
+    async with host(stage) as found:
+        await asyncio.to_thread(stage.forget)
+        begun = time.perf_counter()
+        async with asked(found, image) as question:
+            await question.locate()
+        return time.perf_counter() - begun
 
 
 def written_bytes() -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Row", "Target", "Verdict", "at_least", "at_most", "environment", "table", "to_json"]
+__all__ = ["Row", "Target", "Verdict", "at_least", "at_most", "environment", "figure", "from_json", "table", "to_json"]
 
 Verdict = Literal["met", "missed", "told"]
 
@@ -68,7 +68,8 @@ class Row:
         return "met" if self.target.share(self.value) >= 1 else "missed"
 
 
-def _figure(value: float, unit: str) -> str:
+def figure(value: float, unit: str) -> str:
+    """A figure for people: three digits or so."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 or value == 0 else 4
     return f"{value:,.{digits}f} {unit}"
 
@@ -81,8 +82,8 @@ def table(rows: Sequence[Row]) -> str:
         if row.group != group:
             group = row.group
             lines.append(f"\n{group}")
-        target = "" if row.target is None else f"{row.target.want} {_figure(row.target.figure, row.unit)}"
-        lines.append(f"  {row.name:<76} {_figure(row.value, row.unit):>14}  {target:<20} {row.verdict}")
+        target = "" if row.target is None else f"{row.target.want} {figure(row.target.figure, row.unit)}"
+        lines.append(f"  {row.name:<76} {figure(row.value, row.unit):>14}  {target:<20} {row.verdict}")
     return "\n".join(lines)
 
 
@@ -125,6 +126,16 @@ def to_json(rows: Sequence[Row], *, command: str, seconds: float) -> str:
         "rows": [_rounded(asdict(row) | {"verdict": row.verdict}) for row in rows],
     }
     return json.dumps(value, indent=2) + "\n"
+
+
+def from_json(text: str) -> list[Row]:
+    """The rows of :func:`to_json`'s text."""
+    rows = []
+    for value in json.loads(text)["rows"]:
+        del value["verdict"]
+        target = value.pop("target")
+        rows.append(Row(**value, target=target and Target(**target)))
+    return rows
 
 
 def _rounded(value: Any) -> Any:
