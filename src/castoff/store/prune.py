@@ -8,18 +8,20 @@ still holds the rootfs, so there is no moment between the two.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from castoff.errors import Conflict, NotFound
+from castoff.errors import Conflict, Invalid, NotFound
 from castoff.image.digest import Digest
 from castoff.store.builds import sweep
 from castoff.store.durable import remove
+from castoff.store.layers import layer_directories
 from castoff.store.locks import exclusive
 from castoff.store.machines import machine_rootfs
-from castoff.store.rootfs import RootfsName
-from castoff.store.usage import store_usage
+from castoff.store.rootfs import RootfsName, read_record, rootfs_names
+from castoff.store.usage import shares_of
 
 __all__ = ["Pruned", "prune", "remove_layer", "remove_rootfs"]
 
@@ -38,27 +40,51 @@ class Pruned:
     after: int
 
 
-@dataclass(slots=True)
 class _Candidates:
-    """What may go, and whom it still serves."""
+    """What may go, as it was when the prune began: things that came since are new, and stay."""
 
-    root: Path
-    removed: list[str] = field(default_factory=list)
-    kept: set[str] = field(default_factory=set)
+    def __init__(self, root: Path) -> None:
+        machines = [record for _, record in machine_rootfs(root / "machines")]
+        used = {f"rootfs/{record.rootfs}" for record in machines} | {
+            f"layers/{layer.removeprefix('sha256:')}" for record in machines for layer in record.layers
+        }
+        self._layers = {f"rootfs/{name}": _layers_of(root / "rootfs" / str(name)) for name in rootfs_names(root)}
+        self._needed = Counter(layer for layers in self._layers.values() for layer in layers)
+        names = [*self._layers, *(f"layers/{path.name}" for path in layer_directories(root))]
+        self._last_used = {
+            name: used_at for name in names if name not in used and (used_at := _last_used(root / name)) is not None
+        }
 
     def next(self) -> str | None:
-        """The least recently used thing that nothing needs, as ``area/name``; None when there is none."""
-        usage = store_usage(self.root, free=0, limit=0)
-        gone = set(self.removed)
-        left = [one for one in usage.rootfs if f"rootfs/{one.name}" not in gone]
-        found = [(one.last_used, f"rootfs/{one.name}") for one in left if not one.machines]
-        needed = {diff_id for one in left for diff_id in one.layers}
-        found += [
-            (layer.last_used, f"layers/{layer.diff_id.removeprefix('sha256:')}")
-            for layer in usage.layers
-            if layer.diff_id not in needed and not layer.machines
-        ]
-        return min(((when, name) for when, name in found if name not in gone | self.kept), default=(0, None))[1]
+        """Takes the least recently used thing that nothing needs, as ``area/name``; None when there is none."""
+        free = [(when, name) for name, when in self._last_used.items() if not self._needed[name]]
+        if not free:
+            return None
+        name = min(free)[1]
+        del self._last_used[name]
+        return name
+
+    def gone(self, name: str) -> None:
+        """It needs nothing any more."""
+        self._needed.subtract(self._layers.get(name, ()))
+
+
+def _layers_of(path: Path) -> frozenset[str]:
+    """The layers that the rootfs in ``path`` shares blocks with; none where it is gone."""
+    try:
+        record = read_record(path)
+    except Invalid:
+        if path.exists():
+            raise
+        return frozenset()  # by another process, just now
+    return frozenset(f"layers/{layer.removeprefix('sha256:')}" for layer in record.layers)
+
+
+def _last_used(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def prune(root: Path, *, limit: int, dry_run: bool = False) -> Pruned:
@@ -70,18 +96,19 @@ def prune(root: Path, *, limit: int, dry_run: bool = False) -> Pruned:
         dry_run: Only say what a prune to 0 bytes would remove.
     """
     debris = 0 if dry_run else len(sweep(root))
-    before = after = store_usage(root, free=0, limit=0).cached
+    shares = shares_of(root, ("layers", "rootfs"))
+    before = after = shares.count()[0]
     candidates = _Candidates(root)
-    while after > limit or limit == 0:
-        name = candidates.next()
-        if name is None:
-            break
+    removed: list[str] = []
+    while (after > limit or limit == 0) and (name := candidates.next()) is not None:
         if dry_run or _remove_unused(root, name):
-            candidates.removed.append(name)
-            after = before if dry_run else store_usage(root, free=0, limit=0).cached
-        else:
-            candidates.kept.add(name)
-    removed = candidates.removed
+            candidates.gone(name)
+            removed.append(name)
+            if limit and not dry_run:
+                shares.remove(name)
+                after = shares.count()[0]
+    if limit == 0 and not dry_run:
+        after = shares_of(root, ("layers", "rootfs")).count()[0]
     return Pruned(
         rootfs=tuple(name.partition("/")[2] for name in removed if name.startswith("rootfs/")),
         layers=tuple(f"sha256:{name.partition('/')[2]}" for name in removed if name.startswith("layers/")),

@@ -18,7 +18,7 @@ from castoff.store.layers import layer_directories
 from castoff.store.machines import MachineRootfs, machine_rootfs
 from castoff.store.rootfs import read_record, rootfs_names
 
-__all__ = ["LayerUsage", "MachineUsage", "RootfsUsage", "Usage", "store_usage"]
+__all__ = ["LayerUsage", "MachineUsage", "RootfsUsage", "Shares", "Usage", "shares_of", "store_usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Usage:
 
 
 @dataclass(slots=True)
-class _Shares:
+class Shares:
     """Physical ranges and whose they are, to be counted once or by owner."""
 
     ranges: list[tuple[int, int, str]] = field(default_factory=list)
@@ -97,6 +97,12 @@ class _Shares:
                 self._add(owner, descriptor)
             finally:
                 os.close(descriptor)
+
+    def remove(self, owner: str) -> None:
+        """Forgets what ``owner`` has."""
+        self.ranges = [one for one in self.ranges if one[2] != owner]
+        self.allocated.pop(owner, None)
+        self.unmapped.pop(owner, None)
 
     def _add(self, owner: str, descriptor: int) -> None:
         taken = os.fstat(descriptor).st_blocks * 512
@@ -132,8 +138,8 @@ def store_usage(root: Path, *, free: int, limit: int) -> Usage:
     """Looks at everything in the store; takes milliseconds per thousand extents. Blocks: call it in a thread."""
     machines = {path.name: machine for path, machine in machine_rootfs(root / "machines")}
     names = [str(name) for name in rootfs_names(root)]
-    cached = _shares(root, ("layers", "rootfs"))
-    shares = _shares(root, tuple(entry.name for entry in sorted(root.iterdir()) if entry.is_dir()))
+    cached = shares_of(root, ("layers", "rootfs"))
+    shares = shares_of(root, tuple(entry.name for entry in sorted(root.iterdir()) if entry.is_dir()))
     total, own = shares.count()
     rootfs = tuple(_rootfs(root / "rootfs" / name, shares, own, machines) for name in names)
     return Usage(
@@ -150,16 +156,16 @@ def store_usage(root: Path, *, free: int, limit: int) -> Usage:
     )
 
 
-def _shares(root: Path, areas: Iterable[str]) -> _Shares:
-    """What each entry of the areas has."""
-    shares = _Shares()
+def shares_of(root: Path, areas: Iterable[str]) -> Shares:
+    """What each entry of the areas has, under ``area/name``."""
+    shares = Shares()
     for area in areas:
         for entry in sorted((root / area).iterdir()):
             shares.add(f"{area}/{entry.name}", [entry] if entry.is_file() else entry.rglob("*"))
     return shares
 
 
-def _rootfs(path: Path, shares: _Shares, own: Mapping[str, int], machines: Mapping[str, MachineRootfs]) -> RootfsUsage:
+def _rootfs(path: Path, shares: Shares, own: Mapping[str, int], machines: Mapping[str, MachineRootfs]) -> RootfsUsage:
     record = read_record(path)
     return RootfsUsage(
         name=path.name,
@@ -176,7 +182,7 @@ def _rootfs(path: Path, shares: _Shares, own: Mapping[str, int], machines: Mappi
     )
 
 
-def _layer(path: Path, shares: _Shares, rootfs: Iterable[RootfsUsage], machines: Mapping[str, MachineRootfs]) -> LayerUsage:
+def _layer(path: Path, shares: Shares, rootfs: Iterable[RootfsUsage], machines: Mapping[str, MachineRootfs]) -> LayerUsage:
     diff_id = f"sha256:{path.name}"
     return LayerUsage(
         diff_id=diff_id,
