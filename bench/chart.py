@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
-from bench.results import Row
+from bench.results import Row, figure
 
 __all__ = ["svg"]
 
-_WIDTH = 960
-_LEFT = 470
+_WIDTH = 1060
+_LEFT = 520
 _ROW = 24
 _COLOURS = {"castoff": "#0b7285", "tree": "#adb5bd", "mke2fs": "#dee2e6", "met": "#2b8a3e", "missed": "#c92a2a"}
 
@@ -59,7 +59,7 @@ def _contenders(rows: Sequence[Row]) -> tuple[int, list[str]]:
 def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, float, str, str]]:
     for row in rows:
         if row.target is not None:
-            figures = f"{row.value:,.3g} {row.unit} ({row.target.want} {row.target.figure:,.3g})"
+            figures = f"{figure(row.value, row.unit)} ({row.target.want} {figure(row.target.figure, row.unit)})"
             yield row.name, row.target.share(row.value), row.verdict, figures
 
 
@@ -71,12 +71,12 @@ def _targets(rows: Sequence[Row]) -> tuple[int, list[str]]:
     unit = (_WIDTH - _LEFT - 190) / 4
     bottom = 52 + len(lines) * _ROW
     parts = [_text(20, 34, "Each target: how many times as good (line: just met)", css="t")]
-    for number, (name, share, verdict, figure) in enumerate(lines):
+    for number, (name, share, verdict, figures) in enumerate(lines):
         y = 52 + number * _ROW
         width = min(share, 4) * unit
         parts.append(_text(_LEFT - 10, y + 13, name, anchor="end", css="s"))
         parts.append(_bar(_LEFT, y, width, _COLOURS[verdict]))
-        parts.append(_text(_LEFT + width + 6, y + 13, figure, css="s"))
+        parts.append(_text(_LEFT + max(width, unit) + 6, y + 13, figures, css="s"))  # right of the line, which it would cross
     parts.append(
         f'<line x1="{_LEFT + unit:.1f}" x2="{_LEFT + unit:.1f}" y1="46" y2="{bottom}" stroke="#212529" stroke-dasharray="3 3"/>'
     )
