@@ -99,23 +99,26 @@ async def test_a_copy_has_the_rootfs_holes(plain: Path) -> None:
     """It takes what the data takes, not what the size says."""
     rootfs = sparse_file(plain / "image", size=1 << 30)
     (plain / "m").mkdir()
-    drives = await CopyClone().clone(rootfs, plain / "m", size=1 << 30)
+    drives = await CopyClone(Store.open(plain / "state", StoreSettings(backing="native"))).clone(
+        rootfs, plain / "m", size=1 << 30
+    )
     status = drives[0].path.stat()
     assert status.st_size == 1 << 30
     assert status.st_blocks <= rootfs.stat().st_blocks + 64
 
 
 async def test_a_copy_that_cannot_fit_is_refused_at_once(plain: Path) -> None:
-    """With both figures, before the first byte: here into a tmpfs of 8 MiB."""
+    """With both figures, before the first byte: here into a tmpfs of 8 MiB, of which 2 are in reserve."""
     small = plain / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], check=True)
     try:
         rootfs = plain / "image"
         rootfs.write_bytes(os.urandom(9 * MIB))
-        with pytest.raises(NoSpace, match=r"needs 9\.4 MB and has 8\.4 MB"):
-            await CopyClone().clone(rootfs, small, size=9 * MIB)
-        assert list(small.iterdir()) == []
+        store = Store.open(small / "state", StoreSettings(backing="native", reserve=2 * MIB))
+        with pytest.raises(NoSpace, match=r"needs 9\.4 MB and has 6\.\d MB"):
+            await CopyClone(store).clone(rootfs, store.machines, size=9 * MIB)
+        assert list(store.machines.iterdir()) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
@@ -127,7 +130,8 @@ async def test_a_copy_stops_when_it_is_cancelled(plain: Path) -> None:
         for _ in range(256):
             file.write(os.urandom(MIB))
     (plain / "m").mkdir()
-    task = asyncio.create_task(CopyClone().clone(rootfs, plain / "m", size=256 * MIB))
+    store = Store.open(plain / "state", StoreSettings(backing="native"))
+    task = asyncio.create_task(CopyClone(store).clone(rootfs, plain / "m", size=256 * MIB))
     while not list((plain / "m").iterdir()):
         await asyncio.sleep(0)
     task.cancel()

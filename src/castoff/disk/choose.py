@@ -25,7 +25,7 @@ def clone_strategy(kind: CloneKind | None, store: Store) -> CloneStrategy:
         return OverlayClone(store)
     from castoff.disk.copy import CopyClone
 
-    return CopyClone()
+    return CopyClone(store)
 
 
 class BestClone:
