@@ -80,15 +80,23 @@ def test_input_reaches_the_command_whole_and_ends(castoff: Castoff) -> None:
     assert done.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
 
 
-def test_without_i_the_command_has_no_input(castoff: Castoff) -> None:
-    """And castoff's own is left alone."""
+@pytest.fixture(name="plain", scope="module")
+def _plain(castoff: Castoff, tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[bytes], bytes, Path]:
+    """A run of `cat` without any flag but --timeline: how it ended, what was left of its input, its timeline's file."""
+    file = tmp_path_factory.mktemp("plain") / "t.json"
     reader, writer = os.pipe()
     os.write(writer, b"mine")
-    done = castoff.run("cat", stdin=reader)
-    assert (done.returncode, done.stdout) == (0, b"")
-    assert os.read(reader, 10) == b"mine"
+    done = castoff.run("cat", flags=["--timeline", str(file)], stdin=reader)
+    left = os.read(reader, 10)
     os.close(reader)
     os.close(writer)
+    return done, left, file
+
+
+def test_without_i_the_command_has_no_input(plain: tuple[subprocess.CompletedProcess[bytes], bytes, Path]) -> None:
+    """And castoff's own is left alone."""
+    done, left, _ = plain
+    assert (done.returncode, done.stdout, left) == (0, b"", b"mine")
 
 
 class Screen:
@@ -162,17 +170,18 @@ def test_ctrl_brackets_kill_a_machine_that_took_the_terminal(castoff: Castoff) -
     assert screen.end() == 137
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signals_reach_the_command(castoff: Castoff, number: signal.Signals) -> None:
+def test_signals_reach_the_command(castoff: Castoff) -> None:
     """It decides what they mean."""
-    traps = "".join(f"trap 'echo got {name}; exit 41' {name}; " for name in ("INT", "TERM", "USR1"))
-    script = f"{traps} echo up; while :; do sleep 0.1; done"
-    with castoff.start("sh", "-c", script) as process:
+    script = "".join(f"trap 'echo got {name}' {name}; " for name in ("INT", "USR1")) + "trap 'echo got TERM; exit 41' TERM; "
+    with castoff.start("sh", "-c", f"{script} echo up; while :; do sleep 0.1; done") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        process.send_signal(number)
+        for number in (signal.SIGINT, signal.SIGUSR1):
+            process.send_signal(number)
+            assert process.stdout.readline() == f"got {number.name[3:]}\n".encode()
+        process.terminate()
         out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (41, f"got {number.name[3:]}\n".encode(), b"")
+    assert (process.returncode, out, err) == (41, b"got TERM\n", b"")
 
 
 def test_a_command_that_a_signal_ended_says_so(castoff: Castoff) -> None:
@@ -253,14 +262,14 @@ def test_a_machine_without_network_has_no_card(castoff: Castoff) -> None:
     assert refused.returncode == 125 and b"network" in refused.stderr
 
 
-@pytest.mark.parametrize("clone", ["reflink", "overlay", "copy"])
-def test_every_kind_of_clone_boots_and_is_written_without_touching_the_rootfs(castoff: Castoff, clone: str) -> None:
+def test_every_kind_of_clone_boots_and_is_written_without_touching_the_rootfs(castoff: Castoff) -> None:
     """What one machine writes, deletes and replaces the next does not see."""
-    script = "test ! -e /new && echo changed > /srv/data && rm -r /home && touch /new && sync && cat /srv/data && test ! -e /home"
-    done = castoff.run("sh", "-c", script, flags=["--clone", clone])
-    assert (done.returncode, done.stdout) == (0, b"changed\n"), done.stderr
-    look = "cat /srv/data && test ! -e /new && ls -d /home/app"
-    assert castoff.run("sh", "-c", look, flags=["--clone", clone]).stdout == b"from the image\n/home/app\n"
+    look = "cat /srv/data; test ! -e /new; ls -d /home/app; "
+    write = "echo changed > /srv/data; rm -r /home; touch /new; sync; cat /srv/data; test ! -e /home"
+    for clone in ("reflink", "overlay", "copy"):
+        done = castoff.run("sh", "-ec", look + write, flags=["--clone", clone])
+        assert (done.returncode, done.stdout) == (0, b"from the image\n/home/app\nchanged\n"), (clone, done.stderr)
+    assert castoff.run("sh", "-ec", look).stdout == b"from the image\n/home/app\n"
 
 
 def test_a_rootfs_that_was_built_runs_when_it_is_named(castoff: Castoff, tmp_path: Path) -> None:
@@ -284,11 +293,13 @@ def _fsck(file: Path) -> str:
     return "\n".join(lines)
 
 
-def test_the_timeline_is_written_with_parents_and_overlap(castoff: Castoff, tmp_path: Path) -> None:
+def test_the_timeline_is_written_with_parents_and_overlap(
+    plain: tuple[subprocess.CompletedProcess[bytes], bytes, Path],
+) -> None:
     """JSON for scripts: every step that ran, complete, inside its parent; steps that ran at once overlap."""
-    done = castoff.run("true", flags=["--timeline", str(tmp_path / "t.json")])
+    done, _, file = plain
     assert (done.returncode, done.stderr) == (0, b"")
-    steps = json.loads((tmp_path / "t.json").read_text())["steps"]
+    steps = json.loads(file.read_text())["steps"]
     by_name = {step["name"]: step for step in steps}
     assert {"python", "cli", "vmm.kernel", "vmm.initramfs", "vmm.qemu", "machine.boot", "cli.attach"} <= set(by_name)
     assert all(step["state"] == "complete" for step in steps)
