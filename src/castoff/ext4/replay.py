@@ -27,13 +27,16 @@ _MAX_SYMLINKS = 40
 """Symlinks followed on the way to one path, as in Linux (include/linux/namei.h, MAXSYMLINKS)."""
 
 
+_WINDOW = 1 << 14
+"""Rows taken from the columns at once."""
+
+
 @dataclass(slots=True)
 class _Path:
     """A path that the layer made, changed or used as a parent."""
 
     parent: int
     """Its directory's key."""
-    name: bytes
     item: int
     inode: int
     """-1: the path is gone."""
@@ -69,7 +72,8 @@ class _Replay:
         self.layer = stack.layers[number]
         self.base = int(stack.base[number])
         self.paths: dict[int, _Path] = {}
-        self.children: dict[int, set[int]] = {}
+        self.children: dict[int, list[int]] = {}
+        """The paths in each directory, but for those that only lower layers have."""
         self.fresh: set[int] = set()
         """Directories in which nothing of the lower layers is seen."""
         self.resolved: dict[int, int] = {}
@@ -82,21 +86,27 @@ class _Replay:
     def run(self) -> None:
         """Applies the entries in their order."""
         layer = self.layer
-        kinds, directories = layer.kind.tolist(), layer.directory.tolist()
-        hashes = (layer.major.astype(np.uint64) << np.uint64(32) | layer.minor).tolist()
-        for row in range(layer.rows):
-            name = layer.names[row]
-            if kinds[row] == Kind.OPAQUE:
-                self._hide(self._enter(directories[row], create=False, row=row))
-            elif kinds[row] == Kind.WHITEOUT:
-                self._whiteout(self._enter(directories[row], create=False, row=row), name, hashes[row])
-            elif not name:
-                root = self._existing(ROOT_KEY)
-                self.paths[ROOT_KEY] = _Path(ROOT_KEY, b"", root.item, self.base + row)
-            else:
-                directory = self._enter(directories[row], create=True, row=row)
-                assert directory is not None
-                self._put(row, kinds[row], directory, name, path_key(directory, hashes[row]))
+        for first in range(0, layer.rows, _WINDOW):
+            here = slice(first, min(first + _WINDOW, layer.rows))
+            hashes = layer.major[here].astype(np.uint64) << np.uint64(32) | layer.minor[here]
+            columns = zip(layer.kind[here].tolist(), layer.directory[here].tolist(), hashes.tolist(), strict=True)
+            for row, (kind, directory, name_hash) in enumerate(columns, start=first):
+                self._apply(row, kind, directory, name_hash)
+
+    def _apply(self, row: int, kind: int, node: int, name_hash: int) -> None:
+        """Applies one entry."""
+        name = self.layer.names[row]
+        if kind == Kind.OPAQUE:
+            self._hide(self._enter(node, create=False, row=row))
+        elif kind == Kind.WHITEOUT:
+            self._whiteout(self._enter(node, create=False, row=row), name, name_hash)
+        elif not name:
+            root = self._existing(ROOT_KEY)
+            self.paths[ROOT_KEY] = _Path(ROOT_KEY, root.item, self.base + row)
+        else:
+            directory = self._enter(node, create=True, row=row)
+            assert directory is not None
+            self._put(row, kind, directory, name, path_key(directory, name_hash))
 
     def changes(self) -> Changes:
         """The outcome; gives the layer's items their place in the stack."""
@@ -142,10 +152,13 @@ class _Replay:
             if position < 0:
                 return None
             item = int(self.tree.item[position])
-            path = _Path(self._parent(item), self.stack.names[item], item, int(self.tree.inode[position]))
-        if path.parent != directory or path.name != name:
+            path = _Path(self._parent(item), item, int(self.tree.inode[position]))
+        if path.parent != directory or self._name(path.item) != name:
             raise Invalid(f"the name {show(name)} was made to collide with another")
         return path if path.inode >= 0 else None
+
+    def _name(self, item: int) -> bytes:
+        return self.stack.names[item] if item < self.new.first else self.new.names[item - self.new.first]
 
     def _parent(self, item: int) -> int:
         return int(self.stack.slot_key[self.stack.slot[item]])
@@ -158,7 +171,7 @@ class _Replay:
         position = self.tree.locate(key)
         item = int(self.tree.item[position])
         parent = ROOT_KEY if key == ROOT_KEY else self._parent(item)
-        return _Path(parent, self.stack.names[item], item, int(self.tree.inode[position]))
+        return _Path(parent, item, int(self.tree.inode[position]))
 
     def _touch(self, key: int) -> None:
         """Notes that the layer uses a directory: whiteouts of the same layer spare it from now on."""
@@ -166,20 +179,22 @@ class _Replay:
             self.paths[key] = path = self._existing(key)
             if key == ROOT_KEY:
                 return
-            self.children.setdefault(path.parent, set()).add(key)
+            self.children.setdefault(path.parent, []).append(key)
             key = path.parent
 
     def _set(self, key: int, path: _Path) -> None:
+        known = key in self.paths
         self.paths[key] = path
         self._touch(path.parent)
-        self.children.setdefault(path.parent, set()).add(key)
+        if not known:
+            self.children.setdefault(path.parent, []).append(key)
 
     def _put(self, row: int, kind: int, directory: int, name: bytes, key: int) -> None:
         """An entry that makes something."""
         old = self._find(directory, name, key)
         item = inode = self.base + row
         if old is not None and kind == Kind.DIRECTORY == self._kind(old):
-            self._set(key, _Path(directory, name, old.item, inode))
+            self._set(key, _Path(directory, old.item, inode))
             return
         if old is not None:
             self._remove(key, old)
@@ -187,7 +202,7 @@ class _Replay:
             inode = self._link_target(row)
         if kind == Kind.DIRECTORY:
             self.fresh.add(key)
-        self._set(key, _Path(directory, name, item, inode))
+        self._set(key, _Path(directory, item, inode))
 
     def _remove(self, key: int, path: _Path) -> None:
         """Removes a path and all below it."""
@@ -198,7 +213,7 @@ class _Replay:
             for child in self.children.pop(below.pop(), ()):
                 below.append(child)
                 del self.paths[child]
-        self._set(key, _Path(path.parent, path.name, path.item, -1))
+        self._set(key, _Path(path.parent, path.item, -1))
 
     def _whiteout(self, directory: int | None, name: bytes, name_hash: int) -> None:
         if directory is None:
@@ -272,7 +287,7 @@ class _Replay:
             self.taken.add(item)
             place = self.base + item
         self.fresh.add(key)
-        self._set(key, _Path(parent, name, place, place))
+        self._set(key, _Path(parent, place, place))
         return key
 
     def _hash(self, name: bytes) -> int:
