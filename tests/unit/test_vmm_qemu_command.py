@@ -54,6 +54,7 @@ def test_it_is_sandboxed_and_named_after_its_machine() -> None:
     for words in (command(), command(kvm=True)):
         assert value(words, "-sandbox") == "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
         assert value(words, "-name") == "castoff-m"
+        assert value(words, "-bios") == "qboot.rom"  # SeaBIOS's ACPI tables lie where the initramfs is copied to
     assert value(command(kvm=True), "-accel") == "kvm" and "tsc_early_khz" not in value(command(kvm=True), "-append")
     assert value(command(), "-accel") == "tcg" and "tsc_early_khz=" in value(command(), "-append")
 
