@@ -170,8 +170,11 @@ class QemuVmm:
             for task in (answer, ended):
                 task.cancel()
             await asyncio.gather(answer, ended, return_exceptions=True)
+        status = await process.wait()
+        if status == 0:
+            return  # it took its command line and the guest is gone already: whoever waits for the guest tells why
         raise Unavailable(
-            f"qemu ended at its start (status {await process.wait()}): {last_lines(spec.directory / _LOG) or 'it said nothing'}",
+            f"qemu ended at its start (status {status}): {last_lines(spec.directory / _LOG) or 'it said nothing'}",
             hint="`castoff doctor` tells what this host can do",
         )
 
