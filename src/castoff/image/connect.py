@@ -18,7 +18,7 @@ from castoff.errors import Invalid, Unavailable
 from castoff.image.proxy import Proxy
 from castoff.image.url import Origin
 
-__all__ = ["Broken", "connect_tcp", "make_tls_context", "open_tunnel", "wrap_tls"]
+__all__ = ["Broken", "connect_tcp", "make_tls_context", "open_tunnel", "shut", "wrap_tls"]
 
 _Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
 

@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 from base64 import b64decode
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,7 +199,7 @@ def _read_answer(program: str, key: str, status: int, answer: bytes) -> Credenti
     if len(answer) > _ANSWER_LIMIT:
         raise Invalid(f"{program} answers with over {_ANSWER_LIMIT} bytes for {key}")
     if status != 0:
-        text = "".join(_printable(answer[:300].decode("utf-8", "replace"))).strip()
+        text = answer[:300].decode("utf-8", "replace").strip()
         if "credentials not found" in text:  # the helpers' own constant: there is nothing for this host
             return None
         raise Unavailable(
@@ -210,7 +209,3 @@ def _read_answer(program: str, key: str, status: int, answer: bytes) -> Credenti
     if row.username == "<token>":
         return Credentials(identity_token=row.secret)
     return Credentials(row.username, row.secret) if row.username or row.secret else None
-
-
-def _printable(text: str) -> Iterator[str]:
-    return (character if character.isprintable() else " " for character in text)

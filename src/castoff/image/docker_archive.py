@@ -109,7 +109,7 @@ class DockerArchiveSource:
 
     def _choose(self, entries: Sequence[_Entry]) -> _Entry:
         names = [name for entry in entries for name in entry.repo_tags or ()]
-        shown = ", ".join(name[:200] for name in names[:20]).encode("unicode_escape").decode() or "no names at all"
+        shown = ", ".join(name[:200] for name in names[:20]) or "no names at all"
         if self._reference.tag is None:
             if len(entries) != 1:
                 raise Invalid(f"{self._reference} holds {len(entries)} images", hint=f"name one: {shown}")

@@ -114,6 +114,5 @@ async def explain(response: Response) -> str:
             problems = msgspec.json.decode(await response.read(_EXPLANATION_LIMIT), type=_Problems).errors or []
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Broken):
             return text  # the status alone has to do: the body is an extra, and often HTML
-    details = "; ".join(f"{row.code} {row.message}".strip() for row in problems[:3])
-    details = "".join(character if character.isprintable() else " " for character in details[:300])
+    details = "; ".join(f"{row.code} {row.message}".strip() for row in problems[:3])[:300]
     return f"{text} ({details})" if details else text

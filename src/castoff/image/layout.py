@@ -116,5 +116,4 @@ def _names(row: Descriptor) -> list[str]:
 
 def _tags(index: Index) -> list[str]:
     """The first name of each entry that has one, for a person to read."""
-    names = dict.fromkeys(_names(row)[0][:200] for row in index.manifests if _names(row))
-    return [name.encode("unicode_escape").decode() for name in list(names)[:20]]
+    return list(dict.fromkeys(_names(row)[0][:200] for row in index.manifests if _names(row)))[:20]

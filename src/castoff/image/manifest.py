@@ -16,7 +16,7 @@ from castoff.image import media
 from castoff.image.digest import Digest
 from castoff.image.image import Platform
 
-__all__ = ["Descriptor", "Index", "Manifest", "decode", "decode_index", "decode_json", "read_digest"]
+__all__ = ["MAX_LAYERS", "Descriptor", "Index", "Manifest", "decode", "decode_index", "decode_json", "read_digest"]
 
 MAX_LAYERS = 1000
 """Layers in an image. Docker allows 127, overlayfs 500."""

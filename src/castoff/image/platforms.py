@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from castoff.image.image import Platform
 
-__all__ = ["fitness", "host_platform", "normalise", "parse_platform"]
+__all__ = ["fitness", "host_platform", "listing", "normalise", "parse_platform"]
 
 _ARCHITECTURES = {
     "x86_64": ("amd64", ""),

@@ -9,7 +9,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from castoff.errors import Invalid
 
-__all__ = ["Origin", "Url", "split_host"]
+__all__ = ["SCHEMES", "Origin", "Scheme", "Url", "is_loopback", "split_host"]
 
 Scheme = Literal["http", "https"]
 SCHEMES: tuple[Scheme, Scheme] = ("http", "https")

@@ -7,7 +7,7 @@ import hashlib
 from castoff.errors import DigestMismatch, Invalid
 from castoff.image.digest import Digest
 
-__all__ = ["Verifier"]
+__all__ = ["Verifier", "check"]
 
 
 class Verifier:
