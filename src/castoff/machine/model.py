@@ -137,10 +137,6 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     digest: str = ""
     """The image's manifest; empty until it is resolved."""
     command: tuple[str, ...] = ()
-    provider: str = ""
-    """Who made its rootfs, and must be told when the machine is gone."""
-    rootfs: str = ""
-    """The rootfs file that its drives come from; prune leaves it alone."""
     vmm: str = ""
     vmm_state: dict[str, Any] = {}
     """What the driver's ``reattach`` needs."""
