@@ -6,8 +6,10 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -546,3 +548,19 @@ async def test_a_registry_elsewhere_leads_to_no_service_of_this_host(
         tls_registry.faults[:] = [only("/v2/", answer(401, headers={"WWW-Authenticate": f'Bearer realm="{target}"'}))]
         assert "this host itself" in str(await refused("registry.example", tmp_path, ca_file=ca))
     assert "/private" not in tls_registry.paths()
+
+
+def test_ctrl_c_does_not_wait_for_a_silent_name_server(tmp_path: Path) -> None:
+    """Its look-up goes on for half a minute; nobody else does."""
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+    (tmp_path / "config.toml").write_text('[store]\nbacking = "native"\n')
+    inside = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    castoff = [sys.executable, "-m", "castoff", "--config", str(tmp_path / "config.toml"), "--state", str(tmp_path / "state")]
+    words = ["unshare", "-m", "sh", "-c", inside, str(tmp_path / "resolv.conf"), *castoff, "image", "inspect", "slow.example/x"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        time.sleep(1)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - begun < 2

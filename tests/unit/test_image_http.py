@@ -241,5 +241,7 @@ async def test_a_dead_address_does_not_hold_up_a_live_one() -> None:
 
 async def test_a_name_that_does_not_exist() -> None:
     """Says so (.invalid never does, RFC 6761)."""
+    with pytest.raises(Unavailable, match="cannot be looked up: it is no host's name"):
+        await connect_tcp(f"{'a' * 64}.invalid", 80, 5)
     with pytest.raises(Unavailable, match=r"name castoff-test\.invalid cannot be looked up"):
         await connect_tcp("castoff-test.invalid", 80, 20.0)
