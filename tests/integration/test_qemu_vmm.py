@@ -124,6 +124,12 @@ async def test_failures_at_the_start_are_told_in_qemus_own_words(guests: Guests)
     slow = VmmSettings(qemu=QemuSettings(binary=str(silent), accelerator="tcg", start_seconds=0.5), own_user=False)
     with pytest.raises(Unavailable, match="qemu does not answer"):
         await QemuVmm(slow).start(spec)
+    silent.write_text("#!/bin/sh\nexit 0\n")  # as a QEMU whose guest is gone before we asked: no failure of QEMU's
+    handle = await QemuVmm(slow).start(spec)
+    with pytest.raises(Unavailable):
+        await GuestChannel.connect(handle, 5)
+    assert await handle.wait() == 0
+    await handle.kill()
     assert not [line for line in _command_lines() if b"castoff-fails" in line]
 
 
