@@ -208,6 +208,18 @@ def test_insisting_kills_a_machine_whose_command_does_not_listen(castoff: Castof
     assert time.monotonic() - begun < 10
 
 
+def test_insisting_ends_castoff_too_where_nobody_reads_the_output(castoff: Castoff) -> None:
+    """A pager that stands still, a terminal after Ctrl-S: the machine is killed, and castoff does not wait to write."""
+    with castoff.start("yes") as process:
+        assert process.stdout is not None
+        process.stdout.read(10)
+        time.sleep(0.5)  # the pipe is full
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        assert process.wait(10) == 137
+
+
 def test_interrupted_before_the_command_runs(castoff: Castoff) -> None:
     """In the middle of a boot: nothing is left (the fixture looks), 130."""
     with castoff.start("true") as process:

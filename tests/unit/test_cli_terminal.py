@@ -106,3 +106,11 @@ async def test_output_waits_for_a_slow_reader_and_notices_a_gone_one() -> None:
     with pytest.raises(BrokenPipeError):
         await write_output(writer, b"x")
     os.close(writer)
+
+
+def test_a_terminal_that_hung_up_is_no_failure() -> None:
+    """There is nothing to restore: how the machine ended is what counts."""
+    leader, follower = pty.openpty()
+    with raw(follower):
+        os.close(leader)
+    os.close(follower)

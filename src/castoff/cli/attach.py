@@ -27,6 +27,8 @@ _KILLS_AT = 3
 """So many of one ending signal, none later than PATIENCE seconds after the one before, kill the machine."""
 _PATIENCE = 5.0
 _ESCAPE_TIME = 1.0
+_LAST_OUTPUT = 1.0
+"""Seconds for which a killed machine's output may still be written."""
 _GONE = (errno.EPIPE, errno.EIO)
 """What writing says when whoever read is gone: a pipe's reader, a terminal that hung up."""
 
@@ -58,6 +60,7 @@ class _Attached:
         self._tty = tty
         self._tasks: set[asyncio.Task[None]] = set()
         self._endings: list[float] = []
+        self._killed = asyncio.Event()
 
     async def run(self) -> int:
         others = (*_FORWARDED, signal.SIGWINCH) if self._tty else _FORWARDED
@@ -68,12 +71,29 @@ class _Attached:
                     self._resize()
                 if self._interactive:
                     self._spawn(self._pump_input())
-                await self._pump_output()
+                await self._output_ends()
                 return await self._machine.wait()
             finally:
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _output_ends(self) -> None:
+        """Until all output is written, or the machine was killed and whoever should read does not: a pager, Ctrl-S."""
+        pump, killed = asyncio.ensure_future(self._pump_output()), asyncio.ensure_future(self._killed.wait())
+        try:
+            await asyncio.wait((pump, killed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((pump,), timeout=_LAST_OUTPUT)
+            if pump.done():
+                pump.result()
+        finally:
+            for task in (pump, killed):
+                task.cancel()
+            await asyncio.gather(pump, killed, return_exceptions=True)
+
+    async def _kill(self) -> None:
+        await self._machine.kill()
+        self._killed.set()
 
     async def _pump_output(self) -> None:
         async for output in self._machine.output():
@@ -88,7 +108,7 @@ class _Attached:
         escape = _Escape()
         async for piece in read_input(0):
             if self._tty and escape.met(piece):
-                await self._machine.kill()
+                await self._kill()
                 return
             await self._machine.write(piece)
         await self._machine.close_input()
@@ -98,7 +118,7 @@ class _Attached:
             self._resize()
             return
         if number in (signal.SIGINT, signal.SIGTERM) and self._insists():
-            self._spawn(self._machine.kill())
+            self._spawn(self._kill())
             return
         self._spawn(self._machine.signal(number))
 

@@ -11,6 +11,8 @@ import threading
 import tty
 from collections.abc import AsyncIterator, Iterator
 
+from castoff.image.unwaited import unwaited
+
 __all__ = ["ESCAPES", "output_size", "raw", "read_input", "write_output"]
 
 _PIECE = 64 * 1024
@@ -30,7 +32,8 @@ def raw(descriptor: int) -> Iterator[None]:
         yield
     finally:
         # TCSADRAIN would wait for ever on a terminal whose output is stopped (Ctrl-S).
-        termios.tcsetattr(descriptor, termios.TCSANOW, saved)
+        with contextlib.suppress(termios.error):  # EIO: it hung up, and nobody will see how it was left
+            termios.tcsetattr(descriptor, termios.TCSANOW, saved)
 
 
 def output_size(*descriptors: int) -> tuple[int, int]:
@@ -87,12 +90,12 @@ async def read_input(descriptor: int) -> AsyncIterator[bytes]:
 
 
 async def write_output(descriptor: int, data: bytes) -> None:
-    """Writes all of ``data``, waiting in a thread where the reader is slow.
+    """Writes all of ``data``, waiting in a thread where the reader is slow; where it stands still, cancelling helps.
 
     Raises:
         BrokenPipeError: Nobody reads any more.
     """
-    await asyncio.to_thread(_write_all, descriptor, data)
+    await unwaited(lambda: _write_all(descriptor, data))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -11,12 +11,12 @@ import contextlib
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from castoff.errors import Invalid, Unavailable
 from castoff.image.proxy import Proxy
+from castoff.image.unwaited import unwaited
 from castoff.image.url import Origin
 
 __all__ = ["Broken", "connect_tcp", "make_tls_context", "open_tunnel", "shut", "wrap_tls"]
@@ -46,7 +46,7 @@ async def connect_tcp(host: str, port: int, timeout: float) -> socket.socket:
     shown = f"{host}:{port}"
     try:
         async with asyncio.timeout(timeout):
-            return await _race(_interleave(await _look_up(host, port)))
+            return await _race(_interleave(await unwaited(lambda: _look_up(host, port))))
     except TimeoutError as error:
         raise Broken(
             f"{shown} does not answer within {timeout:g} s", hint="check the name, the network and any firewall"
@@ -59,35 +59,11 @@ async def connect_tcp(host: str, port: int, timeout: float) -> socket.socket:
         raise Broken(f"{shown} cannot be connected to: {reason}", hint="check that it runs") from error
 
 
-async def _look_up(host: str, port: int) -> list[_Address]:
-    """getaddrinfo, in a thread that nobody waits for: it cannot be stopped, and takes half a minute where DNS is silent.
-
-    The loop's own executor would be waited for when the loop ends, after Ctrl-C too.
-    """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[_Address]] = loop.create_future()
-
-    def tell(found: list[_Address] | BaseException) -> None:
-        if answer.done():
-            return
-        if isinstance(found, BaseException):
-            answer.set_exception(found)
-        else:
-            answer.set_result(found)
-
-    def work() -> None:
-        found: list[_Address] | BaseException
-        try:
-            found = list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as error:
-            found = error
-        except UnicodeError:  # Python's, of a label of over 63 characters
-            found = socket.gaierror(socket.EAI_NONAME, "it is no host's name")
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, found)
-
-    threading.Thread(target=work, name="castoff-dns", daemon=True).start()
-    return await answer
+def _look_up(host: str, port: int) -> list[_Address]:
+    try:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except UnicodeError as error:  # Python's, of a label of over 63 characters
+        raise socket.gaierror(socket.EAI_NONAME, "it is no host's name") from error
 
 
 def _interleave(addresses: Iterable[_Address]) -> list[_Address]:
