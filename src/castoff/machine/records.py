@@ -20,6 +20,7 @@ import msgspec
 from castoff.errors import CastoffError, Conflict, Internal, Invalid, NoSpace, NotFound
 from castoff.machine.identity import Owner
 from castoff.machine.model import MachineRecord, parse_machine_id
+from castoff.store.durable import fsync_path, replace_file
 from castoff.timeline import step
 
 __all__ = ["MachineRecords"]
@@ -68,7 +69,7 @@ class MachineRecords:
             except BaseException:
                 _delete(making)
                 raise
-            _sync_directory(self._directory)
+            fsync_path(self._directory)
         return place
 
     def update(self, record: MachineRecord) -> None:
@@ -175,23 +176,9 @@ def _read(directory: Path) -> MachineRecord:
 
 
 def _write(directory: Path, record: MachineRecord) -> None:
-    data = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-    new = directory / f"{_FILE}.new"
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(directory / _FILE)
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes renames in ``directory`` durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(
+        directory / _FILE, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n", mode=0o600
+    )  # arguments may be secrets
 
 
 @contextlib.contextmanager
