@@ -11,7 +11,7 @@ from statistics import median
 from bench import inside, rivals
 from bench.measure import Usage, alternate, run
 from bench.results import Row, at_least, at_most
-from bench.stage import SIZE, Published, Stage
+from bench.stage import Published, Stage
 
 __all__ = ["build", "conversion_seconds", "footprint", "rows"]
 
@@ -20,7 +20,7 @@ def build(stage: Stage, image: Published, *, timeline: Path | None = None) -> Us
     """``castoff rootfs build`` of an image of which nothing is here, in a process of its own; memory and disk are watched."""
     stage.forget()
     told = ["--timeline", str(timeline)] if timeline else []
-    command = stage.castoff("--quiet", "rootfs", "build", "--size", str(SIZE), *told, image.reference)
+    command = stage.castoff("--quiet", "rootfs", "build", "--size", str(image.size), *told, image.reference)
     return run(command, disk=stage.store)
 
 

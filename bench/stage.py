@@ -32,7 +32,7 @@ _SETTINGS = '[vmm.qemu]\naccelerator = "tcg"\n'
 PREFIX = "castoff-bench-"
 """Of scratch directories; the rest of the name is the bench's pid."""
 SIZE = 8 << 30
-"""Bytes of every root filesystem here, castoff's and mke2fs': castoff's default."""
+"""Bytes of a root filesystem, castoff's and mke2fs': castoff's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,11 @@ class Published:
     """Bytes of its layers as the registry has them."""
     unpacked: int
     """Bytes of its unpacked layers on a disk of 4 KiB blocks, directories included."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its root filesystem: the default, or twice what is in it where that is too small."""
+        return max(SIZE, self.unpacked * 2 >> 30 << 30)
 
 
 @dataclass(frozen=True, slots=True)
