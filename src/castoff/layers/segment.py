@@ -10,6 +10,7 @@ from castoff.layers.blocks import Blocks
 from castoff.layers.pipeline import Buffer, Channel, Pool
 from castoff.layers.sparse import Regions
 from castoff.layers.toc import BLOCK, CHUNK
+from castoff.layers.writer import Gaps
 
 __all__ = ["STAGING", "Segment"]
 
@@ -23,9 +24,10 @@ Extents = list[tuple[int, int, int]]
 class Segment:
     """Assembles the segment in buffers from ``pool`` and passes each on through ``channel`` when it is full."""
 
-    def __init__(self, channel: Channel[Buffer], pool: Pool) -> None:
+    def __init__(self, channel: Channel[Buffer], pool: Pool, gaps: Gaps) -> None:
         self._channel = channel
         self._pool = pool
+        self._gaps = gaps
         self._buffer: Buffer | None = None
         self._view = memoryview(b"")
         self._fill = STAGING
@@ -127,6 +129,7 @@ class Segment:
         rest = -self._fill % CHUNK
         if rest:
             fill = self._fill
+            self._gaps.add(self._base + fill, rest)
             self._view[fill : fill + rest] = _ZEROS[:rest]
             self._fill = fill + rest
 

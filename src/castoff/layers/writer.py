@@ -2,6 +2,7 @@
 
 The clone of a rootfs costs 15 to 20 us for each extent of its segments (docs/formats.md), so space is reserved in large
 steps before it is written, and zeros are written too unless a run of them is so long that its hole pays for the extent.
+Of the gaps before aligned files the largest become holes at the end, one for each 64 MiB of the segment.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import heapq
 import os
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 from blake3 import blake3
@@ -19,7 +22,7 @@ from castoff.errors import NoSpace, Unavailable
 from castoff.layers.pipeline import Buffer, Channel, Pool
 from castoff.layers.toc import BLOCK, CHUNK
 
-__all__ = ["SegmentFile"]
+__all__ = ["Gaps", "SegmentFile"]
 
 _HOLE = 64 << 20
 """Bytes of zeros in a row that are worth a hole: at most one extent more for each 64 MiB."""
@@ -33,6 +36,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
+class Gaps:
+    """The gaps before files that start on a chunk boundary."""
+
+    def __init__(self) -> None:
+        self._gaps: list[tuple[int, int]] = []
+
+    def add(self, start: int, count: int) -> None:
+        """There are ``count`` bytes of gap from byte ``start`` of the segment; both are multiples of a block."""
+        self._gaps.append((start, count))
+
+    def holes(self, size: int) -> list[tuple[int, int]]:
+        """Start and length of those that are worth an extent in a segment of ``size`` bytes, the largest."""
+        return heapq.nlargest(size // _HOLE, self._gaps, key=itemgetter(1))
+
+
 class SegmentFile:
     """The file of one segment, new; ``digests`` has the chunks' BLAKE3 digests, 32 bytes each, ``zero`` a byte a chunk.
 
@@ -41,11 +59,13 @@ class SegmentFile:
 
     Args:
         path: The file; it may not exist.
+        gaps: What the segment's assembler tells of its gaps.
         to_come: Told the bytes that are written, estimates how many more will be.
     """
 
-    def __init__(self, path: Path, to_come: Callable[[int], int]) -> None:
+    def __init__(self, path: Path, gaps: Gaps, to_come: Callable[[int], int]) -> None:
         self._path = path
+        self._gaps = gaps
         self.digests = bytearray()
         self.zero = bytearray()
         self.size = 0
@@ -71,7 +91,8 @@ class SegmentFile:
             while (buffer := channel.get()) is not None:
                 self._take(buffer)
                 pool.give(buffer)
-            self._punch(self.size - self._zeros, self._zeros)
+            for start, count in [(self.size - self._zeros, self._zeros), *self._gaps.holes(self.size)]:
+                self._punch(start, count)
             os.ftruncate(self._descriptor, self.size)
             os.ftruncate(self._descriptor, self.size)  # gives back what was reserved, which growing (by zeros) does not
             os.fsync(self._descriptor)
