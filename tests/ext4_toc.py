@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from castoff.layers.toc import BLOCK, CHUNK, Kind, Toc
+from castoff.layers.toc import ALIGNED, BLOCK, CHUNK, Kind, Toc
 
 __all__ = ["Row", "build_toc"]
 
@@ -56,7 +56,7 @@ def build_toc(rows: Sequence[Row]) -> tuple[Toc, bytes]:
         directory.append(directories.setdefault(parent, len(directories)))
         names.append(name)
         xattr.append(sets.setdefault(_attribute_set(row.attributes), len(sets)))
-        if len(row.contents) >= CHUNK:
+        if len(row.contents) >= ALIGNED:
             segment += bytes(-len(segment) % CHUNK)
         for block in range(-(-len(row.contents) // BLOCK)):
             if block in row.holes:

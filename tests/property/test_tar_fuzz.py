@@ -17,7 +17,7 @@ from castoff.layers.index import LayerIndex, Locations, decode_index, encode_ind
 from castoff.layers.pipeline import Buffer, Channel, Pipeline, Pool
 from castoff.layers.segment import STAGING, Segment
 from castoff.layers.settings import Limits
-from castoff.layers.toc import BLOCK, CHUNK, Kind, Toc
+from castoff.layers.toc import ALIGNED, BLOCK, CHUNK, Kind, Toc
 from castoff.layers.writer import Gaps
 from tar_blocks import END, header, padded, pax
 
@@ -141,7 +141,7 @@ plain_names = st.lists(
     st.text("abc.", min_size=1, max_size=9).filter(lambda name: not name.startswith((".wh.", ".."))), min_size=1, max_size=4
 )
 files = st.tuples(
-    plain_names.map("/".join), st.one_of(st.binary(max_size=600), st.integers(0, 3 * CHUNK).map(lambda size: b"\1" * size))
+    plain_names.map("/".join), st.one_of(st.binary(max_size=600), st.integers(0, 6 * CHUNK).map(lambda size: b"\1" * size))
 )
 
 
@@ -164,7 +164,7 @@ def test_sound_archives_are_read(members: list[tuple[str, bytes]], archive_forma
     for row, data in zip(toc.extent_row.tolist(), [data for data in expected if data], strict=True):
         number = toc.extent_row.tolist().index(row)
         first, count = int(toc.extent_segment[number]), int(toc.extent_blocks[number])
-        wanted = -(-end // CHUNK) * CHUNK if count >= CHUNK // BLOCK else end
+        wanted = -(-end // CHUNK) * CHUNK if count >= ALIGNED // BLOCK else end
         assert first * BLOCK == wanted
         assert segment[first * BLOCK : first * BLOCK + len(data)] == data
         end = (first + count) * BLOCK

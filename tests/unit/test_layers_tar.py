@@ -9,7 +9,7 @@ import pytest
 
 from castoff.errors import Invalid, LimitExceeded
 from castoff.layers.settings import Limits
-from castoff.layers.toc import BLOCK, CHUNK, Kind
+from castoff.layers.toc import ALIGNED, BLOCK, CHUNK, Kind
 from layer_reader import Row, convert_bytes, read_rows
 from oci_builder import LayerTar
 from tar_blocks import END, header, padded, pax
@@ -442,18 +442,18 @@ async def test_files_larger_than_ext4_allows(rows) -> None:
 
 
 async def test_layout_of_the_segment(rows, tmp_path: Path) -> None:
-    """Tar order; blocks; a chunk or more starts on a chunk; gaps and tails are zeros; empty files have no extents."""
-    sizes = [1, 0, BLOCK + 1, CHUNK, 5, CHUNK - BLOCK, CHUNK - BLOCK + 1, 3 * CHUNK + 1]
+    """Tar order; blocks; 1 MiB or more starts on a chunk; gaps and tails are zeros; empty files have no extents."""
+    sizes = [1, 0, BLOCK + 1, ALIGNED, 5, ALIGNED - BLOCK, ALIGNED - BLOCK + 1, 3 * CHUNK + 1]
     tar = LayerTar()
     for number, size in enumerate(sizes):
         tar.file(f"f{number}", bytes([number + 1]) * size)
     found = await rows(tar.bytes())
     per = CHUNK // BLOCK
     firsts = [row.extents[0][1] if row.extents else None for row in found]
-    assert firsts == [0, None, 1, per, 2 * per, 2 * per + 1, 3 * per, 4 * per]
+    assert firsts == [0, None, 1, per, 5 * per, 5 * per + 1, 9 * per, 13 * per]
     assert [row.data for row in found] == [bytes([number + 1]) * size for number, size in enumerate(sizes)]
     segment = (tmp_path / "0" / "segment").read_bytes()
-    assert len(segment) == 7 * CHUNK + BLOCK
+    assert len(segment) == 16 * CHUNK + BLOCK
     assert not any(segment[3 * BLOCK : CHUNK])
 
 

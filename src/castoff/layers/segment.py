@@ -1,6 +1,6 @@
 """The layout of a segment, and the buffers in which it grows.
 
-Files lie in tar order, each padded with zeros to a block; one that fills a chunk or more starts on a chunk boundary, and
+Files lie in tar order, each padded with zeros to a block; one of 1 MiB or more starts on a chunk boundary, and
 the gap before it is zeros too. So the segment is a function of the uncompressed tar alone.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from castoff.layers.blocks import Blocks
 from castoff.layers.pipeline import Buffer, Channel, Pool
 from castoff.layers.sparse import Regions
-from castoff.layers.toc import BLOCK, CHUNK
+from castoff.layers.toc import ALIGNED, BLOCK, CHUNK
 from castoff.layers.writer import Gaps
 
 __all__ = ["STAGING", "Segment"]
@@ -40,7 +40,7 @@ class Segment:
 
     def file(self, blocks: Blocks, size: int) -> int:
         """Takes ``size`` (not 0) bytes of a file's data; returns the segment's block where they begin."""
-        if size > CHUNK - BLOCK:
+        if size > ALIGNED - BLOCK:
             self._align()
         fill = self._fill
         if fill == STAGING:
@@ -65,7 +65,7 @@ class Segment:
         extents: Extents = []
         end = -1
         """The file's block after those that are in the segment."""
-        if sum(-(-(at + count) // BLOCK) - at // BLOCK for at, count in regions) >= CHUNK // BLOCK:
+        if sum(-(-(at + count) // BLOCK) - at // BLOCK for at, count in regions) >= ALIGNED // BLOCK:
             self._align()
         filled = 0
         """Bytes of the file's block ``end - 1`` that are there."""

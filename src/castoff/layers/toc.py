@@ -13,13 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "CHUNK", "Kind", "Toc"]
+__all__ = ["ALIGNED", "BLOCK", "CHUNK", "Kind", "Toc"]
 
 BLOCK = 4096
 """Bytes in a block: files start on one in a segment, and it is the ext4 block size."""
 
 CHUNK = 256 * 1024
-"""Bytes in a chunk: files of at least this size start on one in a segment, and each segment in a rootfs does."""
+"""Bytes in a chunk: the unit of fetch and verification. Each segment in a rootfs starts on one."""
+
+ALIGNED = 4 * CHUNK
+"""Bytes from which on a file starts on a chunk in its segment, so that its chunks depend on its contents alone. For smaller
+files the gaps would cost more than what their few whole chunks can share: 3 % of an image of Python wheels, against 1 %."""
 
 
 class Kind(enum.IntEnum):
