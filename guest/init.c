@@ -125,16 +125,6 @@ static void load_others(const struct cmdline *cmdline) {
     modules_forget();
 }
 
-/* In a child, beside the mounts: a card that comes up waits for RCU, some 8 ms each, and so does every mount. */
-static pid_t start_network(const struct cmdline *cmdline) {
-    pid_t pid = fork();
-    if (pid > 0) return pid;
-    network_loopback();
-    if (cmdline->prefix >= 0) network_up(cmdline);
-    if (pid == 0) _exit(0);
-    return -1; /* no child could be had: done here */
-}
-
 static const char *prepare(struct session *command, const struct cmdline *cmdline) {
     size_t size = 0;
     uint8_t *data = read_file("/castoff/settings", MAX_SETTINGS, &size);
@@ -143,12 +133,12 @@ static const char *prepare(struct session *command, const struct cmdline *cmdlin
     const char *problem = rootfs_mount(cmdline);
     load_others(cmdline); /* also where the boot failed: the host is told why */
     if (problem) return problem;
-    pid_t network = start_network(cmdline);
     if ((problem = rootfs_enter())) return problem;
+    network_loopback();
+    if (cmdline->prefix >= 0) network_up(cmdline);
     if (sethostname(command->settings.hostname, strlen(command->settings.hostname)) < 0) say("hostname: %s", strerror(errno));
     network_files(cmdline, command->settings.hostname);
     settings_write_files(&command->settings);
-    if (network > 0) waitpid(network, NULL, 0); /* the command finds its network */
     return NULL;
 }
 
