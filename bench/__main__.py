@@ -1,7 +1,8 @@
 """``make bench``: measures castoff beside what people use today, and writes docs/bench/results.json and chart.svg.
 
 ``python -m bench [--quick] [--only GROUP,...] [--directory DIR] [--results DIR]``. With ``--quick`` or ``--only`` nothing is
-written to docs/: what is published is always one complete run. The exit status is 1 if a target was missed.
+written to docs/, unless ``--results docs/bench`` says so: then the groups that were measured replace what was there of them.
+What is compared with one another is always of one group, and so of one run. The exit status is 1 if a target was missed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 
 def _write(directory: Path, rows: list[Row], command: str, seconds: float) -> None:
     directory.mkdir(parents=True, exist_ok=True)
+    before = directory / "results.json"
+    known = results.from_json(before.read_text()) if before.exists() else []
+    new = {group: [row for row in rows if row.group == group] for group in GROUPS}
+    rows = [row for group in GROUPS for row in new[group] or [row for row in known if row.group == group]]
     text = results.to_json(rows, command=command, seconds=seconds)
     (directory / "results.json").write_text(text)
     (directory / "chart.svg").write_text(chart.svg(results.from_json(text)))
@@ -82,9 +87,8 @@ def main(words: list[str]) -> int:
     print(f"\n{len(rows)} rows, {len(missed)} targets missed, {time.monotonic() - begun:.0f} s")
     complete = not failed and not arguments.quick and set(chosen) == GROUPS.keys()
     if target := arguments.results or (_DOCS if complete else None):
-        command = "make bench" if complete else " ".join(["python -m bench", *words])
-        _write(target, rows, command, time.monotonic() - begun)
-        if complete:
+        _write(target, rows, "python -m bench --quick" if arguments.quick else "make bench", time.monotonic() - begun)
+        if target == _DOCS:
             readme.main()
     return 1 if failed or missed else 0
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from bench import chart
-from bench.measure import Failed, alternate, percentile, run
-from bench.results import Row, at_least, at_most, table, to_json
+from bench import chart, readme
+from bench.measure import Failed, alternate, percentile, run, started, tree
+from bench.results import Row, at_least, at_most, from_json, table, to_json
 
 
 def test_a_target_is_met_from_its_figure_on() -> None:
@@ -51,6 +52,17 @@ def test_a_command_that_fails_is_no_measurement() -> None:
         run([sys.executable, "-c", "import sys; sys.stderr.write('no such thing'); sys.exit(3)"])
 
 
+def test_what_a_bench_started_is_gone_when_it_fails() -> None:
+    """A child too that its parent does not end, and whatever they still write."""
+    with pytest.raises(RuntimeError), started(["sh", "-c", "sleep 300 & while :; do echo x; done"]) as process:
+        while len(pids := list(tree(process.pid))) < 2:
+            assert process.poll() is None
+        raise RuntimeError
+    end = time.monotonic() + 10  # a killed process needs a moment
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+        assert time.monotonic() < end
+
+
 def test_contenders_take_turns_and_the_first_round_is_nobodys() -> None:
     """A B A B, and what the discarded round returned is left out."""
     order: list[str] = []
@@ -68,3 +80,14 @@ def test_results_are_json_text_and_a_picture() -> None:
     assert value["rows"][0]["verdict"] == "met"
     assert "one & <two>" in table(rows)
     assert "one & <two>" in "".join(ElementTree.fromstring(chart.svg(rows)).itertext())
+
+
+def test_the_readme_tells_what_was_measured() -> None:
+    """Its numbers are those of the published results, and the published picture is theirs too."""
+    root = Path(__file__).parents[2]
+    results = (root / "docs/bench/results.json").read_text()
+    text = (root / "README.md").read_text()
+    assert readme.replaced(text, json.loads(results)) == text
+    with pytest.raises(ValueError, match="one pair"):
+        readme.replaced(text + text, json.loads(results))
+    assert chart.svg(from_json(results)) == (root / "docs/bench/chart.svg").read_text()
