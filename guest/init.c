@@ -125,20 +125,30 @@ static void load_others(const struct cmdline *cmdline) {
     modules_forget();
 }
 
+/* In a child, beside the drivers: a card that comes up waits for RCU, the loopback some 10 to 30 ms. */
+static pid_t start_loopback(void) {
+    pid_t pid = fork();
+    if (pid > 0) return pid;
+    network_loopback();
+    if (pid == 0) _exit(0);
+    return -1; /* no child could be had: done here */
+}
+
 static const char *prepare(struct session *command, const struct cmdline *cmdline) {
     size_t size = 0;
     uint8_t *data = read_file("/castoff/settings", MAX_SETTINGS, &size);
     if (!data || settings_parse(&command->settings, data, size) < 0) return "the settings in the initramfs are missing or broken";
+    pid_t loopback = start_loopback();
     modules_load("drive");
     const char *problem = rootfs_mount(cmdline);
     load_others(cmdline); /* also where the boot failed: the host is told why */
     if (problem) return problem;
     if ((problem = rootfs_enter())) return problem;
-    network_loopback();
     if (cmdline->prefix >= 0) network_up(cmdline);
     if (sethostname(command->settings.hostname, strlen(command->settings.hostname)) < 0) say("hostname: %s", strerror(errno));
     network_files(cmdline, command->settings.hostname);
     settings_write_files(&command->settings);
+    if (loopback > 0) waitpid(loopback, NULL, 0); /* the command finds its network */
     return NULL;
 }
 
