@@ -25,11 +25,11 @@ from castoff.image.reference import parse_reference
 from castoff.image.source import ImageSource
 from castoff.machine.drivers import prepare
 from castoff.machine.identity import Owner
+from castoff.machine.memory import check_memory
 from castoff.machine.model import MachineId, MachineRecord, MachineRequest, MachineState, check_name, new_machine_id
 from castoff.machine.ports import check_ports
 from castoff.machine.process import guest_settings
 from castoff.machine.records import MachineRecords
-from castoff.machine.settings import LEAST_MEMORY
 from castoff.rootfs.chain import configured_chain
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs, RootfsRequest
@@ -58,8 +58,7 @@ async def create(
     if request.ports and not network:
         raise Invalid("a port cannot be published of a machine without a network", hint="leave --publish or --network none away")
     memory = config.machine.memory if request.memory is None else request.memory
-    if memory < LEAST_MEMORY:
-        raise Invalid(f"a machine with {memory} bytes of memory cannot boot", hint=f"give it {LEAST_MEMORY >> 20}M or more")
+    check_memory(memory)
     check_ports(request.ports)
     machine_id = new_machine_id()
     name = check_name(request.name) if request.name else machine_id

@@ -15,7 +15,7 @@ LEAST_MEMORY = 32 << 20
 class MachineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a machine gets that asks for nothing, and how long it is waited for."""
 
-    cpus: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    cpus: Annotated[int, msgspec.Meta(ge=1, le=255)] = 1
     """Virtual CPUs."""
     memory: Annotated[int, msgspec.Meta(ge=LEAST_MEMORY)] = 512 << 20
     """Bytes of guest memory."""

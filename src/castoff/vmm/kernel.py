@@ -195,8 +195,11 @@ def _make_ready(image: Path, modules: Path | None, ready: Path) -> str:
 
     try:
         data = image.read_bytes()
-        vmlinux = extract_vmlinux(data)
-        version = kernel_version(data, vmlinux)
+        try:
+            vmlinux = extract_vmlinux(data)
+            version = kernel_version(data, vmlinux)
+        except Invalid as error:
+            raise Invalid(f"{image}: {error.what}", hint=error.hint) from error
         if modules is None and (found := Path("/lib/modules") / version).is_dir():
             modules = found
         (ready / "modules").mkdir(parents=True)
