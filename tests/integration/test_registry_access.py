@@ -24,6 +24,7 @@ from castoff.image.opening import open_source
 from castoff.image.reference import parse_reference
 from castoff.image.settings import ImageSettings
 from castoff.image.verify import Verifier
+from daemons import own_mounts
 from hostile_registry import Fault, HostileRegistry, answer, break_after, once, only
 from oci_builder import Blob, BuiltImage, LayerTar, build_image
 
@@ -556,7 +557,7 @@ def test_ctrl_c_does_not_wait_for_a_silent_name_server(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('[store]\nbacking = "native"\n')
     inside = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
     castoff = [sys.executable, "-m", "castoff", "--config", str(tmp_path / "config.toml"), "--state", str(tmp_path / "state")]
-    words = ["unshare", "-m", "sh", "-c", inside, str(tmp_path / "resolv.conf"), *castoff, "image", "inspect", "slow.example/x"]
+    words = [*own_mounts(), "sh", "-c", inside, str(tmp_path / "resolv.conf"), *castoff, "image", "inspect", "slow.example/x"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         time.sleep(1)
         begun = time.monotonic()

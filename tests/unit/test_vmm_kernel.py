@@ -27,6 +27,7 @@ from castoff.vmm.initramfs import base_initramfs
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.modules import modinfo, needed_modules, unpack_module, without_signature, without_types
 from castoff.vmm.settings import KernelSettings, VmmSettings
+from daemons import own_mounts
 
 VMLINUX = b"\x7fELF\x02\x01\x01" + bytes(57) + b"Linux version 9.8.7-test (me@here) #1\0" + os.urandom(1 << 20)
 
@@ -237,7 +238,7 @@ def test_the_hosts_own_kernel_is_taken_with_its_modules(tmp_path: Path) -> None:
     (tmp_path / "boot").mkdir()
     (tmp_path / "boot" / f"vmlinuz-{release}").write_bytes(bzimage(PACKERS["gzip"](VMLINUX), len(VMLINUX)))
     module_tree(tmp_path / "lib/modules" / release, USUAL, builtin=BUILTIN)
-    command = ["unshare", "--mount", "sh", "-c", _OF_THE_HOST, "sh", str(tmp_path), sys.executable]
+    command = [*own_mounts(), "sh", "-c", _OF_THE_HOST, "sh", str(tmp_path), sys.executable]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["9.8.7-test", "00-virtio.ko", "01-virtio_ring.ko", "02-virtio_mmio.ko", "03-virtio_blk.ko"]
