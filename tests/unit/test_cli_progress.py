@@ -64,6 +64,17 @@ def test_a_step_around_others_leaves_the_telling_to_them() -> None:
     assert "layers.convert" in stream.getvalue() and "rootfs.conversion" not in stream.getvalue()
 
 
+def test_a_step_inside_that_has_just_begun_is_waited_for() -> None:
+    """The first line is due when the outer step is a second old; the inner one is not yet."""
+    stream = io.StringIO()
+    with Progress(stream) as progress, recording(Timeline(observers=[progress])), step("rootfs.conversion", total=100):
+        time.sleep(0.5)
+        with step("layers.convert", total=100) as work:
+            work.advance(10)
+            _until(lambda: "\n" in stream.getvalue())
+    assert stream.getvalue().startswith("castoff: layers.convert: 10 %")
+
+
 def test_quiet_is_quiet() -> None:
     """Also for long steps."""
     stream = io.StringIO()

@@ -74,18 +74,21 @@ class Progress:
             self._thread.join()
 
     def _due(self) -> list[tuple[Step, float]]:
-        """The steps worth showing, with their age, the oldest first: of a step and those inside it, those inside."""
+        """The steps worth showing, with their age, the oldest first: of a step and those inside it, those inside.
+
+        Also where those inside have just begun: a line of the step around them would come before theirs, and tell less.
+        """
         now = time.monotonic()
         with self._lock:
-            found = [(step, now - since) for step, since in self._running.values() if step.total and now - since >= _PATIENCE]
+            running = [(step, now - since) for step, since in self._running.values() if step.total]
             parents = {step.id: step.parent for step, _ in self._running.values()}
         around: set[int] = set()
-        for step, _ in found:
+        for step, _ in running:
             above = step.parent
             while above is not None and above not in around:
                 around.add(above)
                 above = parents.get(above)
-        return [(step, age) for step, age in found if step.id not in around]
+        return [(step, age) for step, age in running if age >= _PATIENCE and step.id not in around]
 
     def _watch(self) -> None:
         while not self._due():
