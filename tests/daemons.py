@@ -159,5 +159,31 @@ def xfs(directory: Path, *, size: int = 8 << 30) -> Iterator[Path]:
     try:
         yield mount
     finally:
+        _unmount(mount)
+
+
+def _unmount(mount: Path) -> None:
+    """Unmounts, waiting a little for processes that are just ending; says who holds it where that does not help."""
+    for _ in range(50):
         gc.collect()  # a failure's traceback may hold files of it open
-        subprocess.run(["umount", str(mount)], check=True)
+        if subprocess.run(["umount", str(mount)], capture_output=True).returncode == 0:
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{mount} stays busy: {_holders(mount)}")
+
+
+def _holders(mount: Path) -> list[str]:
+    """Processes with a file of the mount open or mapped, and its name."""
+    found = []
+    for link in [
+        *Path("/proc").glob("[0-9]*/fd/*"),
+        *Path("/proc").glob("[0-9]*/cwd"),
+        *Path("/proc").glob("[0-9]*/map_files/*"),
+    ]:
+        try:
+            target = str(link.readlink())
+        except OSError:  # it ended meanwhile
+            continue
+        if target.startswith(f"{mount}/") or target == str(mount):
+            found.append(f"{'/'.join(link.parts[2:])} {(Path('/proc') / link.parts[2] / 'cmdline').read_bytes()[:80]!r} {target}")
+    return found
