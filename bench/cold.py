@@ -50,14 +50,22 @@ def rows(stage: Stage) -> Iterable[Row]:
 
 def _big(stage: Stage) -> Iterable[Row]:
     image, timeline = stage.publish("big"), stage.directory / "timeline.json"
-    ours = {"castoff": lambda: build(stage, image, timeline=timeline), "containerd": lambda: rivals.containerd(stage, image)}
+    ours = {
+        "castoff": lambda: build(stage, image, timeline=timeline),
+        "in a running process": lambda: asyncio.run(inside.build_cold(stage, image)),
+        "containerd": lambda: rivals.containerd(stage, image),
+    }
     theirs = {"skopeo + umoci": lambda: rivals.umoci(stage, image), "skopeo + tar": lambda: rivals.tar(stage, image)}
     rounds, discard = (1, 0) if stage.quick else (3, 1)
     taken = alternate(ours, rounds=rounds, discard=discard)
     if not stage.quick:
         taken |= alternate(theirs, rounds=2, discard=0)
     builds: list[Usage] = taken.pop("castoff")
+    inner: list[float] = taken.pop("in a running process")
     yield from _ratios(builds, taken)
+    for what, rival in (("containerd's pull + unpack", "tree"), ("containerd + mke2fs -d", "bootable")):
+        seconds = median(getattr(one, rival) for one in taken["containerd"]) / median(inner)
+        yield Row("cold", f"big: {what} / castoff in a running process", seconds, "x", None, {"seconds": inner})
     yield from _rates(image, builds, timeline)
     yield from footprint("cold", image, builds)
 

@@ -1,4 +1,7 @@
-"""The ways that people make a rootfs from an image today, each from the registry, each leaving nothing behind."""
+"""The ways that people make a rootfs from an image today, each from the registry, each leaving nothing behind.
+
+What castoff builds is on disk when its command returns, so the clock of the others stops when theirs is, too.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ class Taken:
     """Seconds of one run."""
 
     tree: float
-    """From the reference to an unpacked tree (containerd: to the image's snapshot)."""
+    """From the reference to an unpacked tree (containerd: to the image's snapshot) that is on disk."""
     mke2fs: float
-    """From the tree to an ext4 in a file."""
+    """From the tree to an ext4 in a file, on disk."""
     memory: int
     """Bytes, the most that the first step's processes held."""
 
@@ -30,8 +33,13 @@ class Taken:
         return self.tree + self.mke2fs
 
 
+def _flush(place: Path) -> float:
+    """Seconds until all that was written to the filesystem of ``place`` is on disk."""
+    return measure.run(["sync", "--file-system", place]).seconds
+
+
 def _mke2fs(tree: Path, file: Path) -> float:
-    return measure.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, file, f"{SIZE >> 10}k"]).seconds
+    return measure.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, file, f"{SIZE >> 10}k"]).seconds + _flush(file)
 
 
 def containerd(stage: Stage, image: Published) -> Taken:
@@ -40,6 +48,7 @@ def containerd(stage: Stage, image: Published) -> Taken:
     pull = measure.run(
         [*ctr, "images", "pull", "--plain-http", "--snapshotter", "overlayfs", image.reference], beside=[stage.containerd.pid]
     )
+    flushed = _flush(stage.containerd.root)
     with stage.scratch("containerd-ext4") as scratch:
         view = scratch / "view"
         view.mkdir()
@@ -54,7 +63,7 @@ def containerd(stage: Stage, image: Published) -> Taken:
     left = subprocess.run([*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
     if left:
         raise measure.Failed(f"containerd kept {len(left)} snapshots: the next round would not be cold")
-    return Taken(pull.seconds, made, pull.memory)
+    return Taken(pull.seconds + flushed, made, pull.memory)
 
 
 def _copy(image: Published, target: str) -> measure.Usage:
@@ -66,8 +75,9 @@ def umoci(stage: Stage, image: Published) -> Taken:
     with stage.scratch("umoci") as scratch:
         copy = _copy(image, f"oci:{scratch}/layout:latest")
         unpack = measure.run(["umoci", "unpack", "--image", f"{scratch}/layout:latest", scratch / "bundle"])
+        seconds = copy.seconds + unpack.seconds + _flush(scratch)
         made = _mke2fs(scratch / "bundle/rootfs", scratch / "rootfs.ext4")
-    return Taken(copy.seconds + unpack.seconds, made, max(copy.memory, unpack.memory))
+    return Taken(seconds, made, max(copy.memory, unpack.memory))
 
 
 def tar(stage: Stage, image: Published) -> Taken:
@@ -81,5 +91,6 @@ def tar(stage: Stage, image: Published) -> Taken:
         for layer in manifest["layers"]:
             blob = scratch / "blobs" / layer["digest"].removeprefix("sha256:")
             seconds += measure.run(["tar", "--xattrs", "--numeric-owner", "-I", "unpigz", "-C", tree, "-xpf", blob]).seconds
+        seconds += _flush(scratch)
         made = _mke2fs(tree, scratch / "rootfs.ext4")
     return Taken(seconds, made, copy.memory)

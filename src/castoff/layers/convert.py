@@ -1,8 +1,8 @@
 """One layer in one pass: its blob is verified, decompressed, hashed, parsed and written as a segment while it comes in.
 
-Four threads a layer, joined by queues of large buffers::
+Five threads a layer, joined by queues of large buffers::
 
-    blob -> inflate -> digest -> parse -> write -> segment, index
+    blob -> inflate -> digest -> parse -> hash -> write -> segment, index
 
 The index is written last, after the blob hashed to the layer's digest and the uncompressed stream to its diffID: a
 directory with an index holds a whole, verified layer.
@@ -41,7 +41,7 @@ __all__ = ["convert"]
 
 _BUFFER = 1 << 20
 _BUFFERS = 6
-_STAGINGS = 3
+_STAGINGS = 6
 _COST = 16 << 20
 """Bytes that a conversion has at once: pieces on their way in, the buffers above, igzip's own, stacks."""
 _RATIO_FROM = 1 << 30
@@ -135,11 +135,12 @@ class _Conversion:
         self._staging = Pool(self.pipeline, _STAGINGS, STAGING)
         self._to_digest: Channel[Buffer | bytes | Invalid] = self.pipeline.channel()
         self._to_parse: Channel[Buffer] = self.pipeline.channel()
+        self._to_hash: Channel[Buffer] = self.pipeline.channel()
         self._to_write: Channel[Buffer] = self.pipeline.channel()
         self._rows: Rows | None = None
         self._taken = 0
         self._total = 0
-        self.pipeline.start(self.inflate, self.digest, self.parse, self.write)
+        self.pipeline.start(self.inflate, self.digest, self.parse, self.hash, self.write)
 
     def close(self) -> None:
         """Joins the threads, which have ended, and closes the file."""
@@ -228,13 +229,17 @@ class _Conversion:
         """Reads the tar and assembles the segment; a broken tar, too, is blamed only when the digests were right."""
         blocks = Blocks(self._to_parse, self._pool)
         try:
-            self._rows = read_layer(blocks, Segment(self._to_write, self._staging, self._gaps), self._limits)
+            self._rows = read_layer(blocks, Segment(self._to_hash, self._staging, self._gaps), self._limits)
         except LimitExceeded:
             raise
         except Invalid:
             blocks.drain()
             raise
-        self._to_write.close()
+        self._to_hash.close()
+
+    def hash(self) -> None:
+        """Hashes the segment's chunks."""
+        self._file.digest(self._to_hash, self._to_write)
 
     def write(self) -> None:
         """Writes the segment, and at last the index."""

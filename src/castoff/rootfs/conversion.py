@@ -17,7 +17,6 @@ from castoff.errors import NoSpace
 from castoff.image.image import Image, Layer
 from castoff.image.source import ImageSource
 from castoff.layers.convert import convert
-from castoff.rootfs.composition import compile_layer
 from castoff.rootfs.context import ProviderContext
 from castoff.store.builds import uninterrupted
 from castoff.store.layers import StoredLayer
@@ -57,9 +56,15 @@ async def _convert(layer: Layer, source: ImageSource, context: ProviderContext) 
     async def build(directory: Path) -> None:
         async with source.open_blob(layer) as blob:
             await convert(layer, _watched(blob, layer, directory, context.store), directory, context.limits)
-        await uninterrupted(compile_layer, directory)
+        await uninterrupted(_compile, directory)
 
     return await context.store.build_layer(layer.diff_id, build)
+
+
+def _compile(directory: Path) -> None:
+    from castoff.rootfs.composition import compile_layer  # 0.1 s, spent while other layers still come in
+
+    compile_layer(directory)
 
 
 async def _all(jobs: Iterable[Coroutine[Any, Any, StoredLayer]]) -> list[StoredLayer]:

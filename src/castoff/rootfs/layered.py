@@ -66,11 +66,12 @@ class LayeredProvider:
 
     async def _make(self, request: RootfsRequest) -> StoredRootfs:
         # numpy and all that: 0.2 s that a warm create does without.
-        from castoff.rootfs.composition import build_composed
         from castoff.rootfs.conversion import convert_layers
 
         layers = await convert_layers(request.image, request.source, self._context)
         try:
+            from castoff.rootfs.composition import build_composed
+
             size = request.size or self._size([layer.have.segment_size for layer in layers])
             assert size is not None
             stored = await build_composed(request.image, layers, size, self._context.store)
