@@ -21,6 +21,7 @@ from castoff.image.source import ImageSource
 from castoff.machine.model import MachineRequest, new_machine_id
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs
+from castoff.rootfs.settings import Lazy
 from castoff.store.builds import uninterrupted
 from castoff.store.space import no_space_as
 from castoff.store.store import Store
@@ -61,7 +62,7 @@ async def build_rootfs(
     providers: ProviderContext,
 ) -> BuiltRootfs:
     """Makes the rootfs of an image, or finds it made; see ``Host.build_rootfs``."""
-    request = MachineRequest(image=reference, disk_size=size, platform=platform)
+    request = MachineRequest(image=reference, disk_size=size, platform=platform, lazy=Lazy.NEVER)
     directory = Path() if output is None else _directory_for(output)
     async with opened(reference, platform, config=config, store=store) as (source, image):
         if output is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ async def create(
     name = check_name(request.name) if request.name else machine_id
     async with (
         contextlib.AsyncExitStack() as undo,
+        contextlib.AsyncExitStack() as held,
         _beside(prepare(config.vmm, request, store, network=network)) as prepared,
         opened(request.image, request.platform, config=config, store=store) as (source, image),
     ):
@@ -82,7 +84,7 @@ async def create(
         undo.push_async_callback(_remove, record, records, providers)
         directory = await uninterrupted(records.add, record)
 
-        async with _beside(_clone(request, image, source, providers, machine_id, directory)) as cloned:
+        async with _beside(_clone(request, image, source, providers, machine_id, directory, held)) as cloned:
             # A kernel that is missing is told at once, not when an image has been fetched for it.
             done, _ = await asyncio.wait((prepared, cloned), return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
@@ -100,10 +102,14 @@ async def create(
             drives=tuple(drives),
             ports=request.ports,
             network=network,
+            inherit=tuple(descriptor for drive in drives for descriptor in drive.inherit),
         )
         handle = await vmm.start(spec)
         undo.push_async_callback(handle.kill)
-        record = msgspec.structs.replace(record, state=MachineState.STARTED, vmm=vmm.name, vmm_state=handle.state())
+        await held.aclose()
+        record = msgspec.structs.replace(
+            record, state=MachineState.STARTED, vmm=vmm.name, vmm_state=handle.state(), lazy=bool(spec.inherit)
+        )
         from castoff.machine.boot import boot  # 15 ms that the VMM need not wait for
 
         async with _beside(uninterrupted(records.update, record)) as written:
@@ -139,11 +145,15 @@ async def locate(request: MachineRequest, image: Image, source: ImageSource, pro
     override = request.rootfs if isinstance(request.rootfs, Path) else None
     name = "prepared" if override is not None else request.rootfs
     chain = configured_chain(providers.only(name) if isinstance(name, str) else providers)
-    rootfs = await chain.locate(RootfsRequest(image, source, size=request.disk_size, override=override, clone=request.clone))
+    rootfs = await chain.locate(_rootfs_request(request, image, source, override))
     if rootfs is None:
         what = "no provider has a root filesystem" if name is None else f"{name} has no root filesystem"
         raise NotFound(f"{what} for {request.image}", hint="see rootfs.providers in `castoff config show`")
     return rootfs
+
+
+def _rootfs_request(request: MachineRequest, image: Image, source: ImageSource, override: Path | None) -> RootfsRequest:
+    return RootfsRequest(image, source, size=request.disk_size, override=override, clone=request.clone, lazy=request.lazy)
 
 
 def _as_text(word: str) -> str:
@@ -152,10 +162,20 @@ def _as_text(word: str) -> str:
 
 
 async def _clone(
-    request: MachineRequest, image: Image, source: ImageSource, providers: ProviderContext, machine_id: MachineId, directory: Path
+    request: MachineRequest,
+    image: Image,
+    source: ImageSource,
+    providers: ProviderContext,
+    machine_id: MachineId,
+    directory: Path,
+    held: contextlib.AsyncExitStack,
 ) -> Sequence[Drive]:
+    """The machine's drives; descriptors that the VMM will inherit are closed here with ``held``."""
     rootfs = await locate(request, image, source, providers)
-    return await rootfs.clone(machine_id, directory)
+    drives = await rootfs.clone(machine_id, directory)
+    for descriptor in [descriptor for drive in drives for descriptor in drive.inherit]:
+        held.callback(os.close, descriptor)
+    return drives
 
 
 async def _remove(record: MachineRecord, records: MachineRecords, providers: ProviderContext) -> None:

@@ -50,7 +50,7 @@ class Host:
         self.config = config
         self.store = store
         self.machines = MachineRecords(store.machines)
-        self.providers = ProviderContext(store, config.rootfs, config.layers)
+        self.providers = ProviderContext(store, config.rootfs, config.layers, config.image, notice)
         self._notice = notice
         self._sweeping: asyncio.Task[None] | None = None
 

@@ -19,6 +19,7 @@ from castoff.cli.terminal import output_size
 from castoff.disk.clone import CloneKind
 from castoff.image.image import Platform
 from castoff.machine.model import MachineRequest
+from castoff.rootfs.settings import Lazy
 from castoff.vmm.vmm import PortForward
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--disk-size", type=parse_size, metavar="SIZE", help="Size of the root filesystem, like 8G.")
 @click.option("--platform", type=parse_platform, metavar="OS/ARCH", help="Platform of the image.")
 @click.option("--vmm", metavar="NAME", help="qemu or firecracker.")
+@click.option("--lazy", type=click.Choice([lazy.value for lazy in Lazy]), help="Start before all data is here.")
 @click.option("--kernel", type=_FILE, metavar="FILE", help="Guest kernel.")
 @click.option("--rootfs", metavar="PROVIDER|FILE", help="Who provides the root filesystem, or a file or block device with it.")
 @click.option("--clone", type=click.Choice([kind.value for kind in CloneKind]), help="How the machine gets its own copy.")
@@ -101,6 +103,7 @@ def _request(
     workdir: str | None,
     rootfs: str | None,
     clone: str | None,
+    lazy: str | None,
     network: str | None,
     publish: Sequence[PortForward],
     platform: Platform | None,
@@ -119,6 +122,7 @@ def _request(
         entrypoint=None if entrypoint is None else ((entrypoint,) if entrypoint else ()),
         working_dir=workdir,
         clone=None if clone is None else CloneKind(clone),
+        lazy=None if lazy is None else Lazy(lazy),
         network=None if network is None else network == "user",
         ports=tuple(publish),
         platform=platform,

@@ -43,6 +43,9 @@ class Drive:
     direct: bool
     """Open with O_DIRECT: reflinked files share no page cache, so caching them twice is waste; an overlay's base is
     shared and is cached."""
+    inherit: tuple[int, ...] = ()
+    """Descriptors without which the file must not be read (castoff.hydrate): the VMM's process inherits them, so that it
+    cannot outlive their last holder. Whoever asked for the drive closes its own once the VMM runs."""
 
 
 class CloneStrategy(Protocol):

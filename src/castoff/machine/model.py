@@ -15,6 +15,7 @@ from castoff.disk.clone import CloneKind
 from castoff.errors import Invalid
 from castoff.image.image import Platform
 from castoff.machine.identity import Owner
+from castoff.rootfs.settings import Lazy
 from castoff.vmm.vmm import PortForward
 
 __all__ = ["MachineId", "MachineRecord", "MachineRequest", "MachineState", "check_name", "new_machine_id", "parse_machine_id"]
@@ -80,6 +81,7 @@ class MachineRequest:
         vmm: Driver.
         rootfs: A provider's name, or a file or block device that holds the rootfs.
         clone: How the machine gets its writable copy.
+        lazy: Whether it may start before all of its rootfs is here.
         kernel: Kernel file.
         ports: Published ports.
         network: Whether the guest has a network card.
@@ -105,6 +107,7 @@ class MachineRequest:
     vmm: str | None = None
     rootfs: str | Path | None = None
     clone: CloneKind | None = None
+    lazy: Lazy | None = None
     kernel: Path | None = None
     ports: tuple[PortForward, ...] = ()
     network: bool | None = None
@@ -140,4 +143,6 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     vmm: str = ""
     vmm_state: dict[str, Any] = {}
     """What the driver's ``reattach`` needs."""
+    lazy: bool = False
+    """Whether it was started before all of its rootfs was here (castoff.rootfs.lazy)."""
     exit_code: int | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
 from castoff.rootfs.settings import RootfsSettings
 from castoff.store.store import Store
@@ -21,11 +23,15 @@ class ProviderContext:
         store: This host's store.
         settings: The settings of all providers; each looks at its own.
         limits: What converting one layer may cost.
+        image: How to reach registries.
+        notice: Told a line for people where the answer is not what they may expect: an artifact that nobody trusts.
     """
 
     store: Store
     settings: RootfsSettings = field(default_factory=RootfsSettings)
     limits: Limits = field(default_factory=Limits)
+    image: ImageSettings = field(default_factory=ImageSettings)
+    notice: Callable[[str], None] = lambda line: None
 
     def only(self, name: str) -> ProviderContext:
         """The same with no other provider than ``name``, which then says why it has nothing rather than leave it to others."""

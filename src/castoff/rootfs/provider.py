@@ -17,6 +17,7 @@ from typing import Protocol
 from castoff.disk.clone import CloneKind, Drive
 from castoff.image.image import Image
 from castoff.image.source import ImageSource
+from castoff.rootfs.settings import Lazy
 
 __all__ = ["Rootfs", "RootfsProvider", "RootfsRequest"]
 
@@ -31,6 +32,7 @@ class RootfsRequest:
         size: Bytes that the root filesystem should have; None: the provider's default.
         override: An existing rootfs file or block device that the machine's own settings name, or None.
         clone: How machines get their copy; None: the best that the host can do.
+        lazy: Whether they may start before all of it is here; None: as the settings say.
     """
 
     image: Image
@@ -38,6 +40,7 @@ class RootfsRequest:
     size: int | None = None
     override: Path | None = None
     clone: CloneKind | None = None
+    lazy: Lazy | None = None
 
 
 class Rootfs(Protocol):

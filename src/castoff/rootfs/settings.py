@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated
 
 import msgspec
 
 from castoff.disk.clone import CloneKind
 
-__all__ = ["ContainerdSettings", "RootfsSettings"]
+__all__ = ["ContainerdSettings", "Lazy", "RootfsSettings"]
+
+
+class Lazy(enum.StrEnum):
+    """Whether a machine may start before all of its rootfs is here."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 class ContainerdSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,6 +45,11 @@ class RootfsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     clone: CloneKind | None = None
     """How machines get their copy where they don't say: ``reflink``, ``overlay`` or ``copy``; null: reflink where the store
     can, else overlay."""
+    lazy: Lazy = Lazy.AUTO
+    """Whether machines start before their data is here, from a rootfs artifact whose key is trusted: ``auto``, where there is
+    one and this host can; ``always``, or not at all; ``never``. A rootfs that is here already is never lazy."""
+    repositories: tuple[str, ...] = ()
+    """Repositories (``HOST[:PORT]/PATH``) in which artifacts of any image are looked for, besides the image's own."""
     parallel: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     """Layers converted at once; each takes up to about 60 MB of memory."""
     prepared: dict[str, str] = {}

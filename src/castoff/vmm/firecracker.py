@@ -109,7 +109,7 @@ class FirecrackerVmm:
                     f"machine {spec.id} cannot be prepared: {error.filename or ''} {error.strerror}",
                     hint="kernel, drives and the machine's directory must be readable",
                 ) from error
-            process = spawn(command, log=spec.directory / _CONSOLE, owner=None, directory=spec.directory)
+            process = spawn(command, log=spec.directory / _CONSOLE, owner=None, directory=spec.directory, inherit=spec.inherit)
             handle = FirecrackerHandle(process, spec.directory, jail.host("vsock.sock"))
             try:
                 await self._configure(spec, process, jail.host("api.sock"), requests)

@@ -146,7 +146,7 @@ class QemuVmm:
         command = qemu_command(
             spec, binary=binary, kvm=kvm, descriptors=descriptors, drives=drives, extra=self._settings.kernel_args
         )
-        inherit = [*descriptors.values(), *(drive.descriptor for drive in drives)]
+        inherit = [*descriptors.values(), *(drive.descriptor for drive in drives), *spec.inherit]
         return spawn(command, log=spec.directory / _LOG, owner=owner, inherit=inherit, largest_file=_largest_file(drives))
 
     async def _answers(self, spec: MachineSpec, process: MonitorProcess) -> None:

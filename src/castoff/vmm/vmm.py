@@ -42,6 +42,8 @@ class MachineSpec:
         drives: In the order in which the guest should see them; found by serial.
         ports: Published ports.
         network: Whether the guest has a network card.
+        inherit: Descriptors that the VMM's process keeps open, under the same numbers, for its whole life. A jailed
+            Firecracker does not: its jailer closes what it does not know.
     """
 
     id: str
@@ -54,6 +56,7 @@ class MachineSpec:
     kernel_args: tuple[str, ...] = ()
     ports: tuple[PortForward, ...] = ()
     network: bool = True
+    inherit: tuple[int, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
