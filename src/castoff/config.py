@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from castoff.artifact.settings import ArtifactSettings
 from castoff.errors import Invalid, NotFound
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
@@ -40,6 +41,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Directory of all that castoff keeps; ``--state`` and ``CASTOFF_STATE`` win over it. Without root the default is
     ``$XDG_DATA_HOME/castoff`` (``~/.local/share/castoff``)."""
     image: ImageSettings = ImageSettings()
+    artifact: ArtifactSettings = ArtifactSettings()
     layers: Limits = Limits()
     store: StoreSettings = StoreSettings()
     rootfs: RootfsSettings = RootfsSettings()

@@ -1,0 +1,113 @@
+"""A signature: this key's owner says that this artifact is what this image becomes.
+
+It signs ``castoff rootfs artifact v1``, the image's digest and the artifact's, a line each. So it is worth nothing for
+another image (an older build of the same tag is another image) nor for another artifact. It travels as a referrer of the
+image, beside the artifact, whose three annotations hold all of it; registries repeat those in their lists of referrers,
+so that one request finds artifact and signatures.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from castoff.artifact.keys import HostKey, PublicKey
+from castoff.errors import Invalid
+from castoff.image import media
+from castoff.image.digest import Digest
+
+__all__ = ["SIGNATURE_TYPE", "Signature", "read_signature", "sign", "signature_manifest"]
+
+SIGNATURE_TYPE: Final = "application/vnd.castoff.signature.v1"
+"""The ``artifactType`` of a signature's manifest."""
+
+KEY: Final = "vnd.castoff.signature.key"
+"""Annotation: the public key, as :class:`castoff.artifact.keys.PublicKey` writes it."""
+ARTIFACT: Final = "vnd.castoff.signature.artifact"
+"""Annotation: the digest of the artifact's manifest."""
+VALUE: Final = "vnd.castoff.signature.value"
+"""Annotation: the 64 bytes of the signature, in URL-safe base64 without padding."""
+
+_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature as it came in or goes out; true only once :meth:`holds` said so."""
+
+    key: PublicKey
+    artifact: Digest
+    value: bytes
+
+    def holds(self, image: Digest) -> bool:
+        """Whether the key's owner signed the artifact for ``image``."""
+        return self.key.verifies(self.value, _message(image, self.artifact))
+
+    def annotations(self) -> dict[str, str]:
+        """As a manifest carries it."""
+        value = urlsafe_b64encode(self.value).decode("ascii").rstrip("=")
+        return {KEY: str(self.key), ARTIFACT: str(self.artifact), VALUE: value}
+
+
+def sign(key: HostKey, *, image: Digest, artifact: Digest) -> Signature:
+    """Signs an artifact.
+
+    Args:
+        key: This host's.
+        image: Digest of the image's manifest.
+        artifact: Digest of the artifact's manifest.
+    """
+    return Signature(key.public, artifact, key.sign(_message(image, artifact)))
+
+
+def signature_manifest(signature: Signature, *, image: Digest, media_type: str, size: int) -> bytes:
+    """The manifest that carries a signature to a registry: the same bytes each time. Its one blob is ``media.EMPTY_JSON``.
+
+    Args:
+        signature: What it carries.
+        image: The image's manifest, the subject.
+        media_type: Of the image's manifest.
+        size: Bytes of it.
+    """
+    empty = {"mediaType": media.OCI_EMPTY, "digest": str(Digest.of(media.EMPTY_JSON)), "size": len(media.EMPTY_JSON)}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": media.OCI_MANIFEST,
+        "artifactType": SIGNATURE_TYPE,
+        "config": empty,
+        "layers": [empty],
+        "subject": {"mediaType": media_type, "digest": str(image), "size": size},
+        "annotations": signature.annotations(),
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def read_signature(annotations: Mapping[str, str]) -> Signature:
+    """The signature that annotations hold; unchecked.
+
+    Raises:
+        Invalid: They hold none.
+    """
+    try:
+        key, artifact, text = annotations[KEY], annotations[ARTIFACT], annotations[VALUE]
+    except KeyError as error:
+        raise Invalid(f"it has no annotation {error.args[0]}") from error
+    return Signature(PublicKey.parse(key), Digest.parse(artifact), _read_value(text))
+
+
+def _read_value(text: str) -> bytes:
+    try:
+        value = urlsafe_b64decode(text + "==") if len(text) <= 2 * _SIZE and text.isascii() else b""
+    except binascii.Error:
+        value = b""
+    if len(value) != _SIZE:
+        raise Invalid(f"{text[:100]!r} is not an Ed25519 signature")
+    return value
+
+
+def _message(image: Digest, artifact: Digest) -> bytes:
+    return f"castoff rootfs artifact v1\n{image}\n{artifact}\n".encode("ascii")
