@@ -8,9 +8,8 @@ stopped before the disk is full, since below a loop-mounted store a full disk sh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from castoff import timeline
 from castoff.errors import NoSpace
@@ -18,6 +17,7 @@ from castoff.image.image import Image, Layer
 from castoff.image.source import ImageSource
 from castoff.layers.convert import convert
 from castoff.rootfs.context import ProviderContext
+from castoff.rootfs.together import together
 from castoff.store.builds import uninterrupted
 from castoff.store.layers import StoredLayer
 from castoff.store.store import Store
@@ -35,8 +35,9 @@ async def convert_layers(image: Image, source: ImageSource, context: ProviderCon
         Invalid, NoSpace, CastoffError: As castoff.layers.convert and the source raise; the other conversions are stopped.
     """
     distinct = {layer.diff_id: layer for layer in image.layers}
-    found = {diff_id: context.store.layer(diff_id) for diff_id in distinct}
-    missing = [layer for diff_id, layer in distinct.items() if (here := found[diff_id]) is None or not here.complete]
+    here = ((diff_id, context.store.layer(diff_id)) for diff_id in distinct)
+    found = {diff_id: layer for diff_id, layer in here if layer is not None and layer.complete}
+    missing = [layer for diff_id, layer in distinct.items() if diff_id not in found]
     await asyncio.to_thread(_foresee, missing, context.store)
     turns = asyncio.Semaphore(context.settings.parallel)
 
@@ -45,8 +46,8 @@ async def convert_layers(image: Image, source: ImageSource, context: ProviderCon
             return await _convert(layer, source, context)
 
     with timeline.step("rootfs.conversion", layers=len(missing), total=sum(layer.size for layer in missing)):
-        converted = await _all(take_turn(layer) for layer in missing)
-    layers = {layer.diff_id: layer for layer in (*found.values(), *converted) if layer is not None}
+        converted = await together(take_turn(layer) for layer in missing)
+    layers = {layer.diff_id: layer for layer in (*found.values(), *converted)}
     return [layers[layer.diff_id] for layer in image.layers]
 
 
@@ -65,18 +66,6 @@ def _compile(directory: Path) -> None:
     from castoff.rootfs.composition import compile_layer  # 0.1 s, spent while other layers still come in
 
     compile_layer(directory)
-
-
-async def _all(jobs: Iterable[Coroutine[Any, Any, StoredLayer]]) -> list[StoredLayer]:
-    """Runs all; the first failure ends the others, and is raised when they have ended."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def _foresee(missing: Sequence[Layer], store: Store) -> None:
