@@ -25,8 +25,20 @@ T = TypeVar("T")
 Build = Callable[[Path], Awaitable[None]]
 """Fills the empty directory that it is given."""
 
+Place = Callable[[Path, Path], None]
+"""Gives the directory that it is given first the name that it is given second, once everything in it is on disk."""
 
-async def build_once(root: Path, name: str, target: Path, build: Build, find: Callable[[], T | None]) -> T:
+
+async def build_once(
+    root: Path,
+    name: str,
+    target: Path,
+    build: Build,
+    find: Callable[[], T | None],
+    *,
+    place: Place = publish,
+    blocks: Callable[[Path], bool] = Path.exists,
+) -> T:
     """What ``find`` finds, built if need be, by us or by whoever else was first.
 
     Args:
@@ -35,10 +47,12 @@ async def build_once(root: Path, name: str, target: Path, build: Build, find: Ca
         target: The directory that ``build``'s becomes.
         build: Makes the contents; files only.
         find: The finished thing (pinned), or None. It must find what was published at ``target``.
+        place: Gives the finished directory its name.
+        blocks: Whether what is at ``target`` is in the way of ``place``.
 
     Raises:
         NoSpace: The disk became full.
-        Conflict: ``target`` is there, yet not found: incomplete.
+        Conflict: ``target`` is there, in the way, and not found: broken.
     """
     found = find()
     if found is not None:
@@ -46,8 +60,8 @@ async def build_once(root: Path, name: str, target: Path, build: Build, find: Ca
     async with lock(root / "locks" / name):
         found = find()
         if found is None:
-            await asyncio.to_thread(_clear_the_way, root, name, target)
-            pin = await _build(root, name, target, build)
+            await asyncio.to_thread(_clear_the_way, root, name, target, blocks)
+            pin = await _build(root, name, target, build, place)
             found = find()
             pin.close()
     if found is None:
@@ -55,7 +69,7 @@ async def build_once(root: Path, name: str, target: Path, build: Build, find: Ca
     return found
 
 
-async def _build(root: Path, name: str, target: Path, build: Build) -> Pin:
+async def _build(root: Path, name: str, target: Path, build: Build, place: Place) -> Pin:
     """Builds and publishes; the pin taken before the new name shows keeps ``prune`` off it."""
     temporary = root / "tmp" / f"{name}.{os.urandom(4).hex()}"
     temporary.mkdir(mode=0o711)
@@ -64,7 +78,7 @@ async def _build(root: Path, name: str, target: Path, build: Build) -> Pin:
     try:
         with no_space_as(target):
             await build(temporary)
-            await uninterrupted(publish, temporary, target)
+            await uninterrupted(place, temporary, target)
     except BaseException:
         pin.close()
         await uninterrupted(remove, temporary)
@@ -90,9 +104,9 @@ async def uninterrupted(function: Callable[..., T], *arguments: object, cancelle
         raise
 
 
-def _clear_the_way(root: Path, name: str, target: Path) -> None:
+def _clear_the_way(root: Path, name: str, target: Path, blocks: Callable[[Path], bool]) -> None:
     """Removes what earlier holders of the lock ``name``, which the caller has, left behind."""
-    if target.exists():
+    if blocks(target):
         raise Conflict(f"{target} is incomplete", hint="run `castoff store verify --repair`")
     for entry in (root / "tmp").glob(f"{name}.????????"):
         remove(entry)

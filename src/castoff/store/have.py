@@ -1,7 +1,7 @@
 """``have``: which chunks of a layer's segment are on this host, as a bitmap with a header (docs/formats.md).
 
 A bit is set only after its chunk was verified and is on disk. A layer that was converted here gets a full bitmap, written
-after everything else of it; one that is hydrated gets its bits one by one, and the flag COMPLETE with the last.
+after everything else of it; one that is hydrated gets its bits one by one (castoff.store.hydration), and then COMPLETE.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from castoff.errors import Invalid
 
-__all__ = ["CHUNK", "Have"]
+__all__ = ["CHUNK", "Have", "parse_have"]
 
 CHUNK = 256 * 1024
 """Bytes in a chunk. castoff.layers.toc has the same; it imports numpy, which the warm path must not."""
@@ -33,6 +34,9 @@ class Have:
         chunks: Chunks in it.
         complete: Every chunk is here.
     """
+
+    HEADER: ClassVar[int] = _HEADER.size
+    """Bytes before the bitmap."""
 
     segment_size: int
     chunks: int
@@ -65,13 +69,23 @@ class Have:
             size = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
-        return cls._parse(data, size, path)
+        return parse_have(data, size, path)
 
-    @classmethod
-    def _parse(cls, data: bytes, size: int, path: Path) -> Have:
-        if len(data) == _HEADER.size:
-            magic, version, flags, chunk, segment_size, chunks, _ = _HEADER.unpack(data)
-            expected = (_MAGIC, _VERSION, CHUNK, -(-segment_size // CHUNK), _HEADER.size + -(-chunks // 8))
-            if (magic, version, chunk, chunks, size) == expected:
-                return cls(segment_size, chunks, complete=bool(flags & _COMPLETE))
-        raise Invalid(f"{path} is not a `have` file of version {_VERSION}", hint="run `castoff store verify --repair`")
+
+def parse_have(data: bytes, size: int, path: Path) -> Have:
+    """The header at the start of ``data``.
+
+    Args:
+        data: The file's header, or more of it.
+        size: Bytes of the file.
+        path: Named in the error.
+
+    Raises:
+        Invalid: It is not a ``have`` file of this version.
+    """
+    if len(data) >= _HEADER.size:
+        magic, version, flags, chunk, segment_size, chunks, _ = _HEADER.unpack_from(data)
+        expected = (_MAGIC, _VERSION, CHUNK, -(-segment_size // CHUNK), _HEADER.size + -(-chunks // 8))
+        if (magic, version, chunk, chunks, size) == expected:
+            return Have(segment_size, chunks, complete=bool(flags & _COMPLETE))
+    raise Invalid(f"{path} is not a `have` file of version {_VERSION}", hint="run `castoff store verify --repair`")

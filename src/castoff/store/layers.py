@@ -2,7 +2,7 @@
 
 ``segment`` and ``index`` are written by castoff.layers, ``tables`` (what castoff.ext4 compiled from the index, made again
 at will) by castoff.rootfs, ``have`` by us, last. A layer is named by its diffID, so its files never change; those of a
-layer that is hydrated (have not COMPLETE) only gain.
+layer that is hydrated (have not COMPLETE) only gain, until a conversion's take their place (castoff.store.replace).
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from castoff.errors import Internal
+from castoff.errors import CastoffError, Internal
 from castoff.image.digest import Digest
 from castoff.store.have import Have
 from castoff.store.locks import Pin, hold
 
-__all__ = ["StoredLayer", "find_layer", "finish_layer", "layer_directories", "layer_path"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["StoredLayer", "find_layer", "finish_layer", "is_broken", "layer_directories", "layer_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,16 @@ class StoredLayer:
     def tables(self) -> Path:
         return self.path / "tables"
 
+    def present(self) -> NDArray[np.bool_]:
+        """[C] which chunks are here now.
+
+        Raises:
+            NotFound, Invalid: ``have`` is gone, or broken.
+        """
+        from castoff.store.hydration import present_chunks  # numpy, which the warm path must not import
+
+        return present_chunks(self.path)
+
     def touch(self) -> None:
         """It was used now: prune goes by this."""
         os.utime(self.path)
@@ -68,6 +83,16 @@ def find_layer(root: Path, diff_id: Digest) -> StoredLayer | None:
         return None
     have = Have.read(path / "have")
     return None if have is None else StoredLayer(diff_id, path, have, pin)
+
+
+def is_broken(path: Path) -> bool:
+    """Whether something is at a layer's place that is neither a whole layer nor one that comes in."""
+    if not path.exists():
+        return False
+    try:
+        return Have.read(path / "have") is None
+    except CastoffError:
+        return True
 
 
 def finish_layer(directory: Path) -> None:

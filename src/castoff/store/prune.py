@@ -23,7 +23,7 @@ from castoff.store.machines import machine_rootfs
 from castoff.store.rootfs import RootfsName, read_record, rootfs_names
 from castoff.store.usage import shares_of
 
-__all__ = ["Pruned", "prune", "remove_layer", "remove_rootfs"]
+__all__ = ["Pruned", "prune", "remove_layer", "remove_rootfs", "users"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,9 @@ def remove_rootfs(root: Path, name: RootfsName) -> None:
     path = root / "rootfs" / str(name)
     if not path.exists():
         raise NotFound(f"no rootfs {name} is here", hint="see `castoff rootfs list`")
-    users = list(_users(root, f"rootfs/{name}"))
-    if users:
-        raise Conflict(f"rootfs {name} is in use by {', '.join(users[:5])}", hint="destroy these machines first")
+    machines = list(users(root, f"rootfs/{name}"))
+    if machines:
+        raise Conflict(f"rootfs {name} is in use by {', '.join(machines[:5])}", hint="destroy these machines first")
     if not _remove_unused(root, f"rootfs/{name}"):
         raise Conflict(f"rootfs {name} is in use by a process", hint="try again when it is done")
 
@@ -142,9 +142,9 @@ def remove_layer(root: Path, diff_id: Digest) -> None:
         Conflict: A machine or a process uses it.
     """
     name = f"layers/{diff_id.hex}"
-    users = list(_users(root, name))
-    if users:
-        raise Conflict(f"layer {diff_id} is in use by {', '.join(users[:5])}", hint="destroy these machines first")
+    machines = list(users(root, name))
+    if machines:
+        raise Conflict(f"layer {diff_id} is in use by {', '.join(machines[:5])}", hint="destroy these machines first")
     if not _remove_unused(root, name):
         raise Conflict(f"layer {diff_id} is in use by a process", hint="try again when it is done")
 
@@ -155,13 +155,13 @@ def _remove_unused(root: Path, name: str) -> bool:
     with exclusive(path) as mine:
         if not mine:
             return not path.exists()
-        if any(_users(root, name)):
+        if any(users(root, name)):
             return False
         remove(path, graveyard=root / "tmp")
     return True
 
 
-def _users(root: Path, name: str) -> Iterator[str]:
+def users(root: Path, name: str) -> Iterator[str]:
     """The machines that stand on ``area/name``."""
     area, _, what = name.partition("/")
     for directory, record in machine_rootfs(root / "machines"):

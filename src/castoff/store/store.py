@@ -21,16 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from castoff import timeline
+from castoff.errors import Invalid
 from castoff.image.digest import Digest
 from castoff.store.backing import Backing, Notice, open_backing, unmount_backing
 from castoff.store.builds import Build, build_once, uninterrupted
 from castoff.store.have import Have
-from castoff.store.layers import StoredLayer, find_layer, finish_layer, layer_path
+from castoff.store.layers import StoredLayer, find_layer, finish_layer, is_broken, layer_path
 from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, find_rootfs, write_record
 from castoff.store.settings import StoreSettings
 from castoff.store.space import free, require
 
 if TYPE_CHECKING:
+    from castoff.layers.index import LayerIndex
     from castoff.store.prune import Pruned
     from castoff.store.usage import Usage
 
@@ -124,10 +126,12 @@ class Store:
     async def build_layer(self, diff_id: Digest, build: Build) -> StoredLayer:
         """The complete layer; ``build`` makes ``segment`` and ``index`` (and may make ``tables``) where it is not here.
 
-        Of any number of callers, in any number of processes, one builds and the others wait for it.
+        Of any number of callers, in any number of processes, one builds and the others wait for it. One that is still coming
+        in (:meth:`begin_layer`) is replaced; who has its files open keeps them.
 
         Raises:
             NoSpace: The disk became full.
+            Conflict: What is coming in, and needed by a machine, contradicts what was built.
         """
 
         async def layer(directory: Path) -> None:
@@ -138,7 +142,48 @@ class Store:
             found = self.layer(diff_id)
             return found if found is not None and found.complete else None
 
-        return await build_once(self.root, f"layer-{diff_id.hex}", layer_path(self.root, diff_id), layer, find)
+        def place(temporary: Path, target: Path) -> None:
+            from castoff.store.replace import publish_or_replace  # numpy, which the warm path must not import
+
+            publish_or_replace(self.root, temporary, target)
+
+        target = layer_path(self.root, diff_id)
+        return await build_once(self.root, f"layer-{diff_id.hex}", target, layer, find, place=place, blocks=is_broken)
+
+    async def begin_layer(self, diff_id: Digest, index: LayerIndex) -> StoredLayer:
+        """The layer as it is here: whole, or coming in; begun if it is not here at all (castoff.store.hydration).
+
+        Its index is what counts from here on, also where it is another than ``index``: that of a whole layer has no
+        locations. One that comes in already gets the locations of ``index``.
+
+        Args:
+            diff_id: The layer.
+            index: From an artifact that is trusted, with locations in packs.
+
+        Raises:
+            Invalid: The index is of another layer, or has chunks that are in no pack.
+            Conflict: The layer comes in already, and from an artifact that says other things of it.
+            NoSpace: The disk became full.
+        """
+        from castoff.store.hydration import fill_directory
+        from castoff.store.replace import adopt_locations, publish_unless_there
+
+        if index.diff_id != diff_id:
+            raise Invalid(f"the index of layer {diff_id} is that of {index.diff_id}")
+        begun = False
+
+        async def begin(directory: Path) -> None:
+            nonlocal begun
+            begun = True
+            reserve = await asyncio.to_thread(self.room, index.segment_size) > index.segment_size
+            await uninterrupted(partial(fill_directory, directory, index, reserve=reserve))
+
+        target = layer_path(self.root, diff_id)
+        find = partial(self.layer, diff_id)
+        layer = await build_once(self.root, f"begin-{diff_id.hex}", target, begin, find, place=publish_unless_there)
+        if not begun and not layer.complete:
+            await uninterrupted(adopt_locations, layer.path, index)
+        return layer
 
     def rootfs(self, name: RootfsName) -> StoredRootfs | None:
         """The rootfs, pinned against pruning; None where it is not here."""
