@@ -25,7 +25,17 @@ from typing import Final
 from castoff.errors import CastoffError, Invalid, Unauthorized, Unavailable
 from castoff.store.durable import replace_file
 
-__all__ = ["KEY_PREFIX", "HostKey", "PublicKey", "alone", "find_host_key", "host_key", "keys_directory", "read_own_file"]
+__all__ = [
+    "KEY_PREFIX",
+    "HostKey",
+    "PublicKey",
+    "alone",
+    "check_directories",
+    "find_host_key",
+    "host_key",
+    "keys_directory",
+    "read_own_file",
+]
 
 KEY_PREFIX: Final = "castoff-ed25519:"
 PRIVATE_PREFIX: Final = "castoff-ed25519-private:"
@@ -135,7 +145,7 @@ def host_key(state: Path) -> HostKey:
 def find_host_key(state: Path) -> HostKey | None:
     """This host's key; None where none was made yet; raises as :func:`host_key`."""
     path = keys_directory(state) / "host.key"
-    text = read_own_file(path, secret=True)
+    text = read_own_file(state, path, secret=True)
     if text is None:
         return None
     private = _decode(text.strip(), PRIVATE_PREFIX)
@@ -148,7 +158,8 @@ def find_host_key(state: Path) -> HostKey | None:
 def alone(directory: Path) -> Iterator[None]:
     """Nobody else changes the keys while the block runs; makes the directory. What the disk refuses becomes an error here."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)  # the state directory, as the store makes it
+        directory.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # held for microseconds, so nobody waits long
@@ -159,11 +170,12 @@ def alone(directory: Path) -> Iterator[None]:
         raise _unreadable(Path(error.filename or directory), error) from error
 
 
-def read_own_file(path: Path, *, secret: bool = False) -> str | None:
+def read_own_file(state: Path, path: Path, *, secret: bool = False) -> str | None:
     """A small file that decides who is trusted, so one that only its owner or root may change; None: it is not there.
 
     Args:
-        path: The file.
+        state: The state directory.
+        path: The file, somewhere in :func:`keys_directory`.
         secret: Others may not even read it.
 
     Raises:
@@ -178,16 +190,23 @@ def read_own_file(path: Path, *, secret: bool = False) -> str | None:
     except OSError as error:
         raise _unreadable(path, error) from error
     with os.fdopen(descriptor, "rb") as file:
-        check_owner(path, os.fstat(descriptor), secret=secret)
-        check_owner(path.parent, path.parent.stat())
+        _check_owner(path, os.fstat(descriptor), secret=secret)
+        check_directories(state, path.parent)
         data = file.read(_FILE_LIMIT + 1)
     if len(data) > _FILE_LIMIT or not data.isascii():
         raise Invalid(f"{path} is not a key's file", hint="one line with a key, and perhaps its name")
     return data.decode("ascii")
 
 
-def check_owner(path: Path, status: os.stat_result, *, secret: bool = False) -> None:
-    """Raises Unauthorized where others than its owner and root may change ``path`` (``secret``: or read it)."""
+def check_directories(state: Path, directory: Path) -> None:
+    """Raises Unauthorized where others may put files into ``directory`` or one above it, up to :func:`keys_directory`."""
+    for above in (directory, *directory.parents):
+        if above == state:
+            return
+        _check_owner(above, above.stat())
+
+
+def _check_owner(path: Path, status: os.stat_result, *, secret: bool = False) -> None:
     if status.st_uid not in (0, os.geteuid()):
         raise Unauthorized(f"{path} belongs to uid {status.st_uid}", hint="chown it to the user that runs castoff")
     if stat.S_IMODE(status.st_mode) & (0o077 if secret else 0o022):

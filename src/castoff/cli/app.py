@@ -22,6 +22,8 @@ COMMANDS = {
     "image": "Look at images and what of them is here.",
     "machine": "List machines, and remove those that were kept.",
     "store": "Look after what castoff keeps on this host.",
+    "trust": "List, add and remove the keys whose artifacts count on this host.",
+    "key": "Show the key that this host signs artifacts with.",
     "timeline": "Draw stored timelines, several side by side.",
     "doctor": "Tell what this host can do, what it gives and how to get the rest.",
     "config": "Show and check the configuration.",

@@ -1,4 +1,4 @@
-"""Completes names of what is here: root filesystems and machines. What cannot be read completes to nothing."""
+"""Completes names of what is here: root filesystems, machines, keys. What cannot be read completes to nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from castoff.cli.globals import Globals
 from castoff.errors import CastoffError
 
-__all__ = ["machine_names", "rootfs_names"]
+__all__ = ["machine_names", "rootfs_names", "trusted_keys"]
 
 
 def rootfs_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -20,6 +20,18 @@ def rootfs_names(context: click.Context, parameter: click.Parameter, incomplete:
 def machine_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Ids of the machines."""
     return [name for name in _entries(context, "machines") if name.startswith(incomplete)]
+
+
+def trusted_keys(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names and fingerprints of the keys that were added to those that this host trusts."""
+    from castoff.artifact.trust import load_trust
+
+    try:
+        keys = [known for known in load_trust(context.ensure_object(Globals).load().state).keys if not known.own]
+    except (CastoffError, OSError):
+        return []
+    words = [word for known in keys for word in (known.name, known.key.fingerprint)]
+    return [word for word in words if word and word.startswith(incomplete)]
 
 
 def _entries(context: click.Context, area: str) -> list[str]:
