@@ -69,9 +69,9 @@ async def test_locations_in_packs(index: LayerIndex) -> None:
     count = len(index.digests)
     locations = Locations(
         kind=np.array([LocationKind.PACK] * (count - 1) + [LocationKind.LOCAL], np.uint8),
-        blob=np.arange(count, dtype=np.uint32) % 2,
-        offset=np.cumsum(np.arange(count, dtype=np.uint64) * 70_000),
-        length=np.full(count, 70_000, np.uint32),
+        blob=np.append(np.arange(count - 1, dtype=np.uint32) % 2, np.uint32(0)),
+        offset=np.append(np.arange(count - 1, dtype=np.uint64)[::-1] * 70_000, np.uint64(0)),
+        length=np.append(np.full(count - 1, 70_000, np.uint32), np.uint32(0)),
         blobs=(Digest("ab" * 32), Digest("cd" * 32)),
     )
     packed = dataclasses.replace(index, locations=locations)

@@ -27,6 +27,8 @@ HEADS = COUNT * _HEAD.size
 """Bytes of the columns' heads, which come before their data."""
 _ALIGN = 8
 _U32, _I64 = (1 << 32) - 1, (1 << 63) - 1
+_BLOB = 1 << 44
+"""The largest offset in a blob."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +98,20 @@ def _chunks(digests: NDArray[np.uint8], zero: NDArray[np.bool_], locations: Loca
         _Pool(np.packbits(zero, bitorder="little").tobytes()),
         locations.kind,
         locations.blob,
-        locations.offset,
+        _gaps(locations),
         locations.length,
         _Pool(b"".join(bytes.fromhex(blob.hex) for blob in locations.blobs)),
     ]
+
+
+def _gaps(locations: Locations) -> NDArray[np.int64]:
+    """Bytes between each chunk in a blob and the end of the one before it in the segment: all 0 in a pack of its own."""
+    packed = np.flatnonzero(locations.kind)
+    starts = locations.offset[packed].astype(np.int64)
+    ends = starts + locations.length[packed]
+    gaps = np.zeros(len(locations.kind), np.int64)
+    gaps[packed] = starts - np.concatenate(([0], ends))[: len(ends)]
+    return gaps
 
 
 class Reader:
@@ -212,9 +224,21 @@ def read_locations(reader: Reader, chunks: int, blobs: int) -> Locations:
     """Where the chunks are."""
     kind = reader.integers("location kinds", chunks, np.uint8, max(LocationKind))
     blob = reader.integers("location blobs", chunks, np.uint32, max(blobs - 1, 0))
-    offset = reader.integers("location offsets", chunks, np.uint64, 1 << 44)
+    gap = reader.integers("location gaps", chunks, np.int64, _BLOB, low=-_BLOB)
     length = reader.integers("location lengths", chunks, np.uint32, 2 * CHUNK)
     digests = reader.pool("blobs", 32 * blobs).tobytes()
-    if not blobs and kind.any():
-        raise Invalid("the layer index has chunks in a blob and no blob")
-    return Locations(kind, blob, offset, length, tuple(Digest(digests[at : at + 32].hex()) for at in range(0, 32 * blobs, 32)))
+    nowhere = kind == LocationKind.LOCAL
+    placed = blob[nowhere].any() or gap[nowhere].any() or length[nowhere].any()
+    if placed or (not blobs and kind.any()):
+        raise Invalid("the layer index has chunks in a blob and no blob, or a place for chunks that are in none")
+    offset = np.cumsum(gap + length) - length  # a sum that wraps around is checked as any other
+    offset[nowhere] = 0
+    if chunks and not 0 <= int(offset.min()) <= int(offset.max()) <= _BLOB:
+        raise Invalid("the layer index has a chunk outside of any blob")
+    return Locations(
+        kind,
+        blob,
+        offset.astype(np.uint64),
+        length,
+        tuple(Digest(digests[at : at + 32].hex()) for at in range(0, 32 * blobs, 32)),
+    )
