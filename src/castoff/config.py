@@ -15,6 +15,7 @@ import msgspec
 
 from castoff.artifact.settings import ArtifactSettings
 from castoff.errors import Invalid, NotFound
+from castoff.hydrate.settings import HydrateSettings
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
 from castoff.machine.settings import MachineSettings
@@ -45,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     layers: Limits = Limits()
     store: StoreSettings = StoreSettings()
     rootfs: RootfsSettings = RootfsSettings()
+    hydrate: HydrateSettings = HydrateSettings()
     vmm: VmmSettings = VmmSettings()
     machine: MachineSettings = MachineSettings()
 

@@ -50,7 +50,15 @@ class Host:
         self.config = config
         self.store = store
         self.machines = MachineRecords(store.machines)
-        self.providers = ProviderContext(store, config.rootfs, config.layers, config.image, notice)
+        self.providers = ProviderContext(
+            store,
+            config.rootfs,
+            config.layers,
+            image=config.image,
+            artifact=config.artifact,
+            hydrate=config.hydrate,
+            notice=notice,
+        )
         self._notice = notice
         self._sweeping: asyncio.Task[None] | None = None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from castoff.artifact.settings import ArtifactSettings
+from castoff.hydrate.settings import HydrateSettings
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
 from castoff.rootfs.settings import RootfsSettings
@@ -24,6 +26,8 @@ class ProviderContext:
         settings: The settings of all providers; each looks at its own.
         limits: What converting one layer may cost.
         image: How to reach registries.
+        artifact: Where rootfs artifacts are looked for.
+        hydrate: How the chunks of lazy root filesystems come in.
         notice: Told a line for people where the answer is not what they may expect: an artifact that nobody trusts.
     """
 
@@ -31,6 +35,8 @@ class ProviderContext:
     settings: RootfsSettings = field(default_factory=RootfsSettings)
     limits: Limits = field(default_factory=Limits)
     image: ImageSettings = field(default_factory=ImageSettings)
+    artifact: ArtifactSettings = field(default_factory=ArtifactSettings)
+    hydrate: HydrateSettings = field(default_factory=HydrateSettings)
     notice: Callable[[str], None] = lambda line: None
 
     def only(self, name: str) -> ProviderContext:

@@ -48,8 +48,6 @@ class RootfsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     lazy: Lazy = Lazy.AUTO
     """Whether machines start before their data is here, from a rootfs artifact whose key is trusted: ``auto``, where there is
     one and this host can; ``always``, or not at all; ``never``. A rootfs that is here already is never lazy."""
-    repositories: tuple[str, ...] = ()
-    """Repositories (``HOST[:PORT]/PATH``) in which artifacts of any image are looked for, besides the image's own."""
     parallel: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     """Layers converted at once; each takes up to about 60 MB of memory."""
     prepared: dict[str, str] = {}
