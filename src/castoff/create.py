@@ -36,10 +36,12 @@ from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs, RootfsRequest
 from castoff.store.builds import uninterrupted
 from castoff.store.store import Store
+from castoff.vmm.guest import GuestSettings
 from castoff.vmm.initramfs import assemble
 from castoff.vmm.vmm import MachineSpec
 
 if TYPE_CHECKING:
+    from castoff.machine.hydration import Hydration
     from castoff.machine.machine import Machine
 
 __all__ = ["create", "locate", "opened"]
@@ -70,17 +72,7 @@ async def create(
         opened(request.image, request.platform, config=config, store=store) as (source, image),
     ):
         guest = guest_settings(image.config, request, hostname=name, linger=config.vmm.linger_seconds)
-        record = MachineRecord(
-            id=machine_id,
-            name=name,
-            state=MachineState.CREATING,
-            owner=Owner.this(),
-            created=time.time(),
-            keep=request.keep,
-            image=_as_text(request.image),
-            digest=str(image.digest),
-            command=tuple(map(_as_text, guest.argv)),
-        )
+        record = _first_record(machine_id, name, request, image, guest)
         undo.push_async_callback(_remove, record, records, providers)
         directory = await uninterrupted(records.add, record)
 
@@ -90,30 +82,32 @@ async def create(
             for task in done:
                 task.result()
             drives = await cloned
+            hydration = _hydration(drives, directory, store, undo)
             kernel, vmm = await prepared
-        initramfs = assemble(kernel, guest, directory / "initramfs")
         spec = MachineSpec(
             id=machine_id,
             directory=directory,
             cpus=config.machine.cpus if request.cpus is None else request.cpus,
             memory=memory,
             kernel=kernel.path,
-            initramfs=initramfs,
+            initramfs=assemble(kernel, guest, directory / "initramfs"),
             drives=tuple(drives),
             ports=request.ports,
             network=network,
-            inherit=tuple(descriptor for drive in drives for descriptor in drive.inherit),
+            inherit=_inherited(drives),
         )
         handle = await vmm.start(spec)
         undo.push_async_callback(handle.kill)
         await held.aclose()
         record = msgspec.structs.replace(
-            record, state=MachineState.STARTED, vmm=vmm.name, vmm_state=handle.state(), lazy=bool(spec.inherit)
+            record, state=MachineState.STARTED, vmm=vmm.name, vmm_state=handle.state(), lazy=hydration is not None
         )
         from castoff.machine.boot import boot  # 15 ms that the VMM need not wait for
 
         async with _beside(uninterrupted(records.update, record)) as written:
-            machine = await boot(record, records=records, providers=providers, handle=handle, timeout=config.machine.boot_timeout)
+            machine = await boot(
+                record, records, providers, handle=handle, hydration=hydration, timeout=config.machine.boot_timeout
+            )
             await written
         undo.pop_all()
     return machine
@@ -156,6 +150,21 @@ def _rootfs_request(request: MachineRequest, image: Image, source: ImageSource, 
     return RootfsRequest(image, source, size=request.disk_size, override=override, clone=request.clone, lazy=request.lazy)
 
 
+def _first_record(machine_id: MachineId, name: str, request: MachineRequest, image: Image, guest: GuestSettings) -> MachineRecord:
+    """What is written down before anything else of the machine is made."""
+    return MachineRecord(
+        id=machine_id,
+        name=name,
+        state=MachineState.CREATING,
+        owner=Owner.this(),
+        created=time.time(),
+        keep=request.keep,
+        image=_as_text(request.image),
+        digest=str(image.digest),
+        command=tuple(map(_as_text, guest.argv)),
+    )
+
+
 def _as_text(word: str) -> str:
     """A word of the command line for the record, which is JSON: bytes that are no UTF-8 (PEP 383) are shown as such."""
     return word.encode(errors="surrogateescape").decode(errors="replace")
@@ -173,9 +182,24 @@ async def _clone(
     """The machine's drives; descriptors that the VMM will inherit are closed here with ``held``."""
     rootfs = await locate(request, image, source, providers)
     drives = await rootfs.clone(machine_id, directory)
-    for descriptor in [descriptor for drive in drives for descriptor in drive.inherit]:
+    for descriptor in _inherited(drives):
         held.callback(os.close, descriptor)
     return drives
+
+
+def _inherited(drives: Sequence[Drive]) -> tuple[int, ...]:
+    return tuple(descriptor for drive in drives for descriptor in drive.inherit)
+
+
+def _hydration(drives: Sequence[Drive], directory: Path, store: Store, undo: contextlib.AsyncExitStack) -> Hydration | None:
+    """Follows how the machine's data comes in, from now on; None where it is all here."""
+    if not _inherited(drives):
+        return None
+    from castoff.machine.hydration import Hydration  # not for machines that have it all
+
+    hydration = Hydration(store.state, directory)
+    undo.push_async_callback(hydration.close)
+    return hydration
 
 
 async def _remove(record: MachineRecord, records: MachineRecords, providers: ProviderContext) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from castoff.errors import CastoffError
 from castoff.machine.machine import Machine, MachineLost, console_tail, lost
@@ -13,11 +14,20 @@ from castoff.timeline import step
 from castoff.vmm.channel import GuestChannel
 from castoff.vmm.vmm import VmmHandle
 
+if TYPE_CHECKING:
+    from castoff.machine.hydration import Hydration
+
 __all__ = ["boot"]
 
 
 async def boot(
-    record: MachineRecord, *, records: MachineRecords, providers: ProviderContext, handle: VmmHandle, timeout: float
+    record: MachineRecord,
+    records: MachineRecords,
+    providers: ProviderContext,
+    *,
+    handle: VmmHandle,
+    hydration: Hydration | None,
+    timeout: float,
 ) -> Machine:
     """The machine of a VMM that was just started, once its command runs (or could not be executed: ``wait`` tells).
 
@@ -26,6 +36,7 @@ async def boot(
         records: Where.
         providers: Whoever gave it its rootfs is among them.
         handle: Its VMM.
+        hydration: How its data comes in, where it was not all here; the machine's to close.
         timeout: Seconds that it may take.
 
     Raises:
@@ -35,7 +46,9 @@ async def boot(
         try:
             async with asyncio.timeout(timeout):
                 channel = await GuestChannel.connect(handle, timeout)
-                machine = Machine(record, records=records, providers=providers, handle=handle, channel=channel)
+                machine = Machine(
+                    record, records=records, providers=providers, handle=handle, channel=channel, hydration=hydration
+                )
                 try:
                     ready = await machine.ready()
                 except BaseException:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,6 +22,9 @@ from castoff.timeline import step
 from castoff.vmm.channel import Exit, GuestChannel, Output, Ready
 from castoff.vmm.process import last_lines
 from castoff.vmm.vmm import VmmHandle
+
+if TYPE_CHECKING:
+    from castoff.machine.hydration import Hydration
 
 __all__ = ["Machine", "MachineLost", "console_tail", "lost"]
 
@@ -58,6 +62,7 @@ class Machine:
         providers: ProviderContext,
         handle: VmmHandle,
         channel: GuestChannel,
+        hydration: Hydration | None = None,
     ) -> None:
         self.record = record
         self.directory = records.path(record.id)
@@ -65,6 +70,7 @@ class Machine:
         self._handle = handle
         self._channel = channel
         self._providers = providers
+        self._hydration = hydration
         self._events = channel.events()
         self._exit: Exit | None = None
         self._killed = False
@@ -110,7 +116,9 @@ class Machine:
                 event = await anext(self._events, None)
             if isinstance(event, Exit):
                 self._exit = event
-            elif isinstance(event, Output):
+            if isinstance(event, Output) or (isinstance(event, Exit) and event.code == 0):
+                self._is_ready()
+            if isinstance(event, Output):
                 yield event
             elif event is None:
                 return
@@ -160,6 +168,8 @@ class Machine:
     async def close(self) -> None:
         """Ends the machine, and removes all that it had, or writes its end down where it is to be kept. Idempotent."""
         await self._channel.close()
+        if self._hydration is not None:
+            await self._hydration.close()
         if self.record.keep:
             await self._retire()
             return
@@ -172,6 +182,11 @@ class Machine:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
+
+    def _is_ready(self) -> None:
+        """It has said its first word, or was done without one: what it was started for, it does."""
+        if self._hydration is not None:
+            self._hydration.ready()
 
     async def _retire(self) -> None:
         """Keeps the directory: the guest unmounts its disk and powers off, then the record tells that it ended."""

@@ -1,0 +1,106 @@
+"""A machine that was started before its data was here: how that comes in, as its timeline shows it; and when it is ready.
+
+The hydrator is another process, and the states of the clone's chunks are memory that it shares (castoff.hydrate.state), so
+looking costs nobody anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+from pathlib import Path
+
+from castoff.errors import CastoffError
+from castoff.store.have import CHUNK
+from castoff.timeline import Step, step
+
+__all__ = ["Hydration"]
+
+_PRESENT = b"\2"
+_STATE = "lazy.state"
+"""castoff.hydrate.state and castoff.hydrate.record have both; they import numpy, which a VMM need not wait for."""
+_LOOK = 0.05
+
+
+class Hydration:
+    """Follows one machine's data from its attachment on, until it is all here or the machine goes.
+
+    Args:
+        state: castoff's state directory.
+        directory: The machine's.
+    """
+
+    def __init__(self, state: Path, directory: Path) -> None:
+        self._state = state
+        self._machine = directory.name
+        self._file = directory / _STATE
+        self._is_ready = self._closed = False
+        self._changed = asyncio.Event()
+        self._following = asyncio.create_task(self._follow())
+        self._telling: asyncio.Task[None] | None = None
+
+    def ready(self) -> None:
+        """The machine does what it was started for. Waits for nothing; the first call counts."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._changed.set()
+            self._telling = asyncio.create_task(self._tell())
+
+    async def close(self) -> None:
+        """Looks no longer; what was told has been heard. Idempotent."""
+        self._closed = True
+        self._changed.set()
+        await self._following
+        if self._telling is not None:
+            await self._telling
+
+    async def _tell(self) -> None:
+        from castoff.hydrate.client import ready
+
+        with contextlib.suppress(CastoffError), step("hydrate.ready", machine=self._machine):
+            # What fails is in the timeline: a machine that runs is not to end because its profile is not recorded.
+            await ready(self._state, self._machine)
+
+    async def _follow(self) -> None:
+        states = self._open()
+        if states is None:
+            return
+        with states, step("hydrate.fill", machine=self._machine, total=len(states) * CHUNK) as filling:
+            with step("hydrate.boot") as boot:
+                while not (self._is_ready or self._closed):
+                    await self._look(states, filling, boot)
+            self._changed.clear()
+            if not (self._closed or _present(states) == filling.total):
+                with step("hydrate.rest") as rest:
+                    while not (self._closed or filling.done == filling.total):
+                        await self._look(states, filling, rest)
+            filling.attributes |= {"chunks": len(states), "here": _present(states) // CHUNK}
+            filling.total = filling.done = _present(states)
+
+    async def _look(self, states: mmap.mmap, filling: Step, part: Step) -> None:
+        """Waits a moment, and counts what came in meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK):
+                await self._changed.wait()
+        before, filling.done = filling.done, _present(states)
+        part.done += filling.done - before
+        part.total = part.done
+
+    def _open(self) -> mmap.mmap | None:
+        """The states; None where they are gone: everything is here."""
+        try:
+            descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            size = os.fstat(descriptor).st_size
+            return mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else None
+        finally:
+            os.close(descriptor)
+
+
+def _present(states: mmap.mmap) -> int:
+    """Bytes that are here, within a chunk."""
+    return states[:].count(_PRESENT) * CHUNK
