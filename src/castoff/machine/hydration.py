@@ -68,6 +68,7 @@ class Hydration:
         if states is None:
             return
         with states, step("hydrate.fill", machine=self._machine, total=len(states) * CHUNK) as filling:
+            filling.done = _present(states)
             with step("hydrate.boot") as boot:
                 while not (self._is_ready or self._closed):
                     await self._look(states, filling, boot)
