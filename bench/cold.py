@@ -16,12 +16,12 @@ from bench.stage import Published, Stage
 __all__ = ["build", "conversion_seconds", "footprint", "rows"]
 
 
-def build(stage: Stage, image: Published, *, timeline: Path | None = None) -> Usage:
-    """``castoff rootfs build`` of an image of which nothing is here, in a process of its own; memory and disk are watched."""
+def build(stage: Stage, image: Published, *, timeline: Path | None = None, watch: bool = True) -> Usage:
+    """``castoff rootfs build`` of an image of which nothing is here, in a process of its own; ``watch``: memory and disk, too."""
     stage.forget()
     told = ["--timeline", str(timeline)] if timeline else []
     command = stage.castoff("--quiet", "rootfs", "build", "--size", str(image.size), *told, image.reference)
-    return run(command, disk=stage.store)
+    return run(command, disk=stage.store, watch=watch)
 
 
 def conversion_seconds(timeline: Path) -> float:
@@ -36,7 +36,7 @@ def rows(stage: Stage) -> Iterable[Row]:
     for name in ("small", "medium"):
         image = stage.publish(name)
         ours = {
-            "castoff": lambda image=image: build(stage, image).seconds,
+            "castoff": lambda image=image: build(stage, image, watch=False).seconds,
             "in a running process": lambda image=image: asyncio.run(inside.build_cold(stage, image)),
             "containerd": lambda image=image: rivals.containerd(stage, image),
         }
@@ -51,7 +51,7 @@ def rows(stage: Stage) -> Iterable[Row]:
 def _big(stage: Stage) -> Iterable[Row]:
     image, timeline = stage.publish("big"), stage.directory / "timeline.json"
     ours = {
-        "castoff": lambda: build(stage, image, timeline=timeline),
+        "castoff": lambda: build(stage, image, timeline=timeline, watch=False),
         "in a running process": lambda: asyncio.run(inside.build_cold(stage, image)),
         "containerd": lambda: rivals.containerd(stage, image),
     }
@@ -67,7 +67,7 @@ def _big(stage: Stage) -> Iterable[Row]:
         seconds = median(getattr(one, rival) for one in taken["containerd"]) / median(inner)
         yield Row("cold", f"big: {what} / castoff in a running process", seconds, "x", None, {"seconds": inner})
     yield from _rates(image, builds, timeline)
-    yield from footprint("cold", image, builds)
+    yield from footprint("cold", image, [build(stage, image) for _ in range(rounds)])
 
 
 def _rates(image: Published, builds: list[Usage], timeline: Path) -> Iterable[Row]:

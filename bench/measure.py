@@ -146,7 +146,7 @@ def run(
     command: Sequence[str | Path],
     *,
     disk: Path | None = None,
-    beside: Sequence[int] = (),
+    watch: bool = True,
     env: Mapping[str, str] | None = None,
     timeout: float = 900,
 ) -> Usage:
@@ -155,7 +155,7 @@ def run(
     Args:
         command: Program and arguments.
         disk: A place on the filesystem whose use is watched.
-        beside: Daemons that do the command's work, whose memory counts too.
+        watch: Whether memory and disk are sampled beside it, which takes a few hundredths of a core's time: not where time counts.
         env: Added to the environment.
         timeout: Seconds after which it has failed.
 
@@ -163,25 +163,27 @@ def run(
         Failed: It did not exit with 0 in time; the message ends with what it wrote to stderr.
     """
     words = list(map(str, command))
-    pids: list[int] = list(beside)
-    watch = _Watch(lambda: pids, disk)
+    pids: list[int] = []
+    watcher = _Watch(lambda: pids, disk)
     before = os.times()
     begun = time.perf_counter()
     with started(words, env=env) as process:
         pids.append(process.pid)
-        watch.start()
+        if watch:
+            watcher.start()
         try:
             output, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as error:
             raise Failed(f"{' '.join(words)}: not done after {timeout} s") from error
         finally:
             seconds = time.perf_counter() - begun
-            watch.stop()
+            if watch:
+                watcher.stop()
     if process.returncode != 0:
         raise Failed(f"{' '.join(words)}: exit status {process.returncode}: {errors.strip()[-1500:]}")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Usage(seconds, cpu, watch.memory, watch.most_disk, output)
+    return Usage(seconds, cpu, watcher.memory, watcher.most_disk, output)
 
 
 def alternate(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, discard: int = 1) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,6 @@ class Taken:
     """From the reference to an unpacked tree (containerd: to the image's snapshot) that is on disk."""
     mke2fs: float
     """From the tree to an ext4 in a file, on disk."""
-    memory: int
-    """Bytes, the most that the first step's processes held."""
 
     @property
     def bootable(self) -> float:
@@ -33,21 +32,23 @@ class Taken:
         return self.tree + self.mke2fs
 
 
+def _timed(command: Sequence[str | Path]) -> float:
+    return measure.run(command, watch=False).seconds
+
+
 def _flush(place: Path) -> float:
     """Seconds until all that was written to the filesystem of ``place`` is on disk."""
-    return measure.run(["sync", "--file-system", place]).seconds
+    return _timed(["sync", "--file-system", place])
 
 
 def _mke2fs(tree: Path, file: Path) -> float:
-    return measure.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, file, f"{SIZE >> 10}k"]).seconds + _flush(file)
+    return _timed(["mke2fs", "-q", "-t", "ext4", "-d", tree, file, f"{SIZE >> 10}k"]) + _flush(file)
 
 
 def containerd(stage: Stage, image: Published) -> Taken:
     """containerd's pull and unpack (overlayfs), then ``mke2fs -d`` of the mounted view."""
     ctr = ["ctr", "--address", str(stage.containerd.socket), "--namespace", "bench"]
-    pull = measure.run(
-        [*ctr, "images", "pull", "--plain-http", "--snapshotter", "overlayfs", image.reference], beside=[stage.containerd.pid]
-    )
+    pull = _timed([*ctr, "images", "pull", "--plain-http", "--snapshotter", "overlayfs", image.reference])
     flushed = _flush(stage.containerd.root)
     with stage.scratch("containerd-ext4") as scratch:
         view = scratch / "view"
@@ -63,21 +64,21 @@ def containerd(stage: Stage, image: Published) -> Taken:
     left = subprocess.run([*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
     if left:
         raise measure.Failed(f"containerd kept {len(left)} snapshots: the next round would not be cold")
-    return Taken(pull.seconds + flushed, made, pull.memory)
+    return Taken(pull + flushed, made)
 
 
-def _copy(image: Published, target: str) -> measure.Usage:
-    return measure.run(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{image.reference}", target])
+def _copy(image: Published, target: str) -> float:
+    return _timed(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{image.reference}", target])
 
 
 def umoci(stage: Stage, image: Published) -> Taken:
     """skopeo's copy to a layout, umoci's unpack, then ``mke2fs -d``."""
     with stage.scratch("umoci") as scratch:
         copy = _copy(image, f"oci:{scratch}/layout:latest")
-        unpack = measure.run(["umoci", "unpack", "--image", f"{scratch}/layout:latest", scratch / "bundle"])
-        seconds = copy.seconds + unpack.seconds + _flush(scratch)
+        unpack = _timed(["umoci", "unpack", "--image", f"{scratch}/layout:latest", scratch / "bundle"])
+        seconds = copy + unpack + _flush(scratch)
         made = _mke2fs(scratch / "bundle/rootfs", scratch / "rootfs.ext4")
-    return Taken(seconds, made, max(copy.memory, unpack.memory))
+    return Taken(seconds, made)
 
 
 def tar(stage: Stage, image: Published) -> Taken:
@@ -87,10 +88,10 @@ def tar(stage: Stage, image: Published) -> Taken:
         manifest = json.loads((scratch / "blobs/manifest.json").read_text())
         tree = scratch / "tree"
         tree.mkdir()
-        seconds = copy.seconds
+        seconds = copy
         for layer in manifest["layers"]:
             blob = scratch / "blobs" / layer["digest"].removeprefix("sha256:")
-            seconds += measure.run(["tar", "--xattrs", "--numeric-owner", "-I", "unpigz", "-C", tree, "-xpf", blob]).seconds
+            seconds += _timed(["tar", "--xattrs", "--numeric-owner", "-I", "unpigz", "-C", tree, "-xpf", blob])
         seconds += _flush(scratch)
         made = _mke2fs(tree, scratch / "rootfs.ext4")
-    return Taken(seconds, made, copy.memory)
+    return Taken(seconds, made)
