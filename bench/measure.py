@@ -155,7 +155,7 @@ def run(
     Args:
         command: Program and arguments.
         disk: A place on the filesystem whose use is watched.
-        watch: Whether memory and disk are sampled beside it, which takes a few hundredths of a core's time: not where time counts.
+        watch: Whether memory and disk are sampled beside it, which takes some of a core: not where time counts.
         env: Added to the environment.
         timeout: Seconds after which it has failed.
 
