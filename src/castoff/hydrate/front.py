@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Answer", "Descriptors", "Hydration", "LazyFront"]
+__all__ = ["Answer", "Descriptors", "Hydration", "LazyFront", "Recorder"]
 
 Answer = Callable[[int], None]
 """Ends a request that waited: 0 lets it through, else it fails with that errno. Called once, on any thread; it must not block."""
@@ -42,10 +42,8 @@ class Hydration(Protocol):
         """A request waits for these bytes: ``answer`` is called when they are there, or cannot be had."""
         ...
 
-    def note(self, start: int, end: int, when: float) -> None:
-        """A request for these bytes came at time.monotonic() ``when``: for the boot profile. Call it once the request was
-        answered, or handed to ``want``; it costs a microsecond until the machine is ready, then nothing."""
-        ...
+    recorder: Recorder | None
+    """Who is to be told of every request, once it was answered or handed to ``want``; None: nobody (any more)."""
 
 
 class LazyFront(Protocol):
@@ -70,4 +68,21 @@ class LazyFront(Protocol):
 
     def close(self) -> None:
         """Closes the descriptors (this process' copies), after ``complete`` or ``stop``."""
+        ...
+
+
+class Recorder(Protocol):
+    """Is told of every request of one rootfs: makes boot profiles."""
+
+    def access(self, start: int, end: int, when: float, missed: bool) -> None:
+        """A request for bytes ``start`` to ``end`` of the rootfs.
+
+        Called on the front's thread after the request was answered or handed on: 2 us are a lot here.
+
+        Args:
+            start: First byte.
+            end: Byte after the last.
+            when: time.monotonic() at its arrival.
+            missed: It had to wait.
+        """
         ...

@@ -1,0 +1,113 @@
+"""The layers' segments as the hydrator fills them: written once for all machines, their ``have`` bits in batches.
+
+A chunk counts as here, for this process, as soon as it is written: clones share its extents from then on. Its bit follows
+when the segment was flushed, since a bit on disk is a promise that survives the host.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from castoff.errors import NotFound
+from castoff.image.digest import Digest
+from castoff.layers.index import LayerIndex, read_index
+from castoff.layers.toc import CHUNK
+from castoff.store.hydration import HaveMap
+from castoff.store.store import Store
+
+if TYPE_CHECKING:
+    from castoff.hydrate.origin import Origin
+    from castoff.hydrate.served import Served
+
+__all__ = ["Segment"]
+
+
+class Segment:
+    """One layer's segment, open. It is pinned against pruning until it is closed.
+
+    Attributes:
+        index: The layer's.
+        takers: Who wants chunks of it, and which row of theirs each is.
+        coming: Chunks that are being fetched or are queued to be.
+        origins: Where they can be fetched from.
+    """
+
+    def __init__(self, store: Store, diff_id: Digest) -> None:
+        """Opens it; blocks.
+
+        Raises:
+            NotFound, Invalid: The layer is not in the store, or is broken.
+        """
+        layer = store.layer(diff_id)
+        if layer is None:
+            raise NotFound(f"layer {diff_id} is not in the store", hint="it was pruned meanwhile; create the machine again")
+        self._layer = layer
+        self.diff_id = diff_id
+        self.index: LayerIndex = read_index(layer.index)
+        self._have = HaveMap.open(layer.path)
+        try:
+            self.descriptor = os.open(layer.segment, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except BaseException:
+            self._have.close()
+            raise
+        self._lock = threading.Lock()
+        self._written: set[int] = set()
+        """Here, and not flushed yet."""
+        self.takers: dict[Served, dict[int, int]] = {}
+        self.coming: set[int] = set()
+        self.origins: list[Origin] = []
+
+    def has(self, number: int) -> bool:
+        """Whether the chunk is here."""
+        return number in self._written or self._have.has(number)
+
+    @property
+    def unflushed(self) -> int:
+        """Chunks that are here without a bit that says so."""
+        return len(self._written)
+
+    def length(self, number: int) -> int:
+        """Bytes of a chunk."""
+        return min(CHUNK, self.index.segment_size - number * CHUNK)
+
+    def write(self, number: int, data: bytes) -> None:
+        """Writes a verified chunk; blocks.
+
+        Raises:
+            OSError: The disk failed, or is full; nothing is lost but the chunk.
+        """
+        at, view = number * CHUNK, memoryview(data)
+        while view:
+            count = os.pwrite(self.descriptor, view, at)
+            at, view = at + count, view[count:]
+        with self._lock:
+            self._written.add(number)
+
+    def flush(self) -> None:
+        """Has what was written survive the host, then says so in ``have``; blocks.
+
+        Raises:
+            OSError: The disk failed: the bits stay unset.
+        """
+        with self._lock:
+            written = sorted(self._written)
+        if written:
+            os.fdatasync(self.descriptor)
+            self._have.set_many(written)
+            with self._lock:
+                self._written.difference_update(written)
+
+    def finish(self) -> None:
+        """Flushes, and declares the layer complete if every chunk of it is here; blocks."""
+        self.flush()
+        self._have.refresh()
+        if not self._have.is_complete and not self._have.missing():
+            self._have.complete()
+
+    def close(self) -> None:
+        """Closes it, after ``finish`` or at the end."""
+        os.close(self.descriptor)
+        self._have.close()
+        self._layer.pin.close()
