@@ -10,13 +10,13 @@ sources themselves. "Not here" is None from ``locate``; "broken" raises, and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from castoff.image.digest import Digest
 
-__all__ = ["ByteRange", "ChunkSource", "Located"]
+__all__ = ["ByteRange", "ChunkSource", "Located", "Piece"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,12 +40,23 @@ class Located:
     """Bytes of the pack, where that is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The bytes of a range, as a source gave them."""
+
+    range: ByteRange
+    data: bytes | memoryview = field(repr=False)
+    """Exactly as many as the range has."""
+    source: str
+    """Name of the source that gave them: who is to blame if they are wrong."""
+
+
 class ChunkSource(Protocol):
     """Answers ranges of packs."""
 
     @property
     def name(self) -> str:
-        """For people: ``registry localhost:5000/app``."""
+        """For people, and to tell sources apart: ``registry localhost:5000/app``."""
         ...
 
     async def locate(self, pack: Digest) -> Located | None:
@@ -56,8 +67,11 @@ class ChunkSource(Protocol):
         """
         ...
 
-    async def read(self, pack: Digest, ranges: Sequence[ByteRange]) -> list[bytes]:
-        """The ranges' bytes, one for each, of exactly their lengths; not verified.
+    def read(self, pack: Digest, ranges: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:
+        """The ranges' bytes, not verified: each range once, in any order, as soon as it is here.
+
+        Whoever stops early closes the generator, and what was under way ends with it. Where it raises, the pieces that came
+        before are good, and the next source is asked for the others alone.
 
         Args:
             pack: The blob's digest.

@@ -1,0 +1,153 @@
+"""Chunks, verified: the only door through which bytes from elsewhere come into a segment.
+
+    status, length -> the source; zstd (bounded) -> BLAKE3 -> the caller, who writes them
+
+What a source sends is checked in threads, while the next pieces come in. One that sent wrong bytes is named, left alone for
+a while, and another is asked for the chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
+
+from castoff.errors import CastoffError, Internal, Invalid
+from castoff.image.digest import Digest
+from castoff.layers.index import LayerIndex, LocationKind
+from castoff.layers.pack import chunk_size, unpack_chunk, verify_chunk
+from castoff.sources.chain import ChainSource
+from castoff.sources.merge import Emit, merged
+from castoff.sources.quarantine import Quarantine
+from castoff.sources.source import ByteRange, ChunkSource, Piece
+
+__all__ = ["ChunkReader", "WrongBytes"]
+
+_REMEMBERED = 100
+
+
+class WrongBytes(Invalid):
+    """A source sent something else than the chunk that it was asked for. Nobody saw it but the reader."""
+
+    def __init__(self, source: str, number: int, diff_id: Digest, reason: Invalid) -> None:
+        super().__init__(f"{source} sent wrong bytes for chunk {number} of layer {diff_id}: {reason.what}")
+        self.source = source
+        self.number = number
+
+
+class ChunkReader:
+    """Fetches chunks of layers and checks them. Close it; its source is closed with it.
+
+    Args:
+        source: Whom to ask.
+        quarantine: Who is left alone; a chain brings its own. What is inside of ``source`` must have been given the same.
+        threads: That check; as many as there are processors by default.
+    """
+
+    def __init__(self, source: ChunkSource, quarantine: Quarantine | None = None, *, threads: int | None = None) -> None:
+        chain = source if isinstance(source, ChainSource) else ChainSource([source], quarantine)
+        self.quarantine = chain.quarantine
+        self.wrong: deque[WrongBytes] = deque(maxlen=_REMEMBERED)
+        """The latest wrong bytes."""
+        self._source = chain
+        self._depth = 2 * (threads or len(os.sched_getaffinity(0)))
+        self._threads = ThreadPoolExecutor(self._depth // 2, "castoff-chunks")
+
+    async def fetch(self, index: LayerIndex, numbers: Sequence[int]) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Yields (number, bytes) of each chunk once, as soon as it is verified, in any order.
+
+        Close the generator (``contextlib.aclosing``) to stop early. What cannot be had fails after the rest was yielded.
+
+        Args:
+            index: The layer's, with locations in packs.
+            numbers: Chunks that are not zeros, in any order.
+
+        Raises:
+            Unavailable, NotFound: No source gave what is left; the message names each source and its reason.
+            Invalid: The index says nonsense of where the chunks are.
+        """
+        for pack, left in _places(index, numbers).items():
+            while left:  # each turn ends with fewer left, with a source in quarantine, or by raising
+                async with aclosing(merged([partial(self._read, index, pack, dict(left))], at_once=1)) as chunks:
+                    async for place, chunk in chunks:
+                        yield left.pop(place), chunk
+
+    async def close(self) -> None:
+        """Closes source and threads."""
+        await self._source.close()
+        self._threads.shutdown(wait=False)
+
+    async def _read(
+        self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int], emit: Emit[tuple[ByteRange, bytes]]
+    ) -> None:
+        """Emits the chunks that were right; raises the source's failure when these are through."""
+        turns = asyncio.Semaphore(self._depth)
+        checks: list[asyncio.Task[None]] = []
+        failure: CastoffError | None = None
+
+        async def check(piece: Piece) -> None:
+            try:
+                chunk = await self._check(index, places[piece.range], piece)
+            finally:
+                turns.release()
+            if chunk is not None:
+                await emit((piece.range, chunk))
+
+        try:
+            try:
+                async with aclosing(self._source.read(pack, list(places))) as pieces:
+                    async for piece in pieces:
+                        await turns.acquire()
+                        checks.append(asyncio.create_task(check(piece)))
+            except CastoffError as error:
+                failure = error
+            await asyncio.gather(*checks)
+        except BaseException:
+            for task in checks:
+                task.cancel()
+            await asyncio.gather(*checks, return_exceptions=True)
+            raise
+        if failure is not None:
+            raise failure
+
+    async def _check(self, index: LayerIndex, number: int, piece: Piece) -> bytes | None:
+        """The chunk; None where its bytes are wrong, for which their source is left alone."""
+        check = partial(_verified, index, number, piece)
+        try:
+            chunk = await asyncio.get_running_loop().run_in_executor(self._threads, check)
+        except Invalid as error:
+            wrong = WrongBytes(piece.source, number, index.diff_id, error)
+            self.wrong.append(wrong)
+            self.quarantine.put(piece.source, wrong.what)
+            return None
+        self.quarantine.good(piece.source)
+        return chunk
+
+
+def _places(index: LayerIndex, numbers: Iterable[int]) -> dict[Digest, dict[ByteRange, int]]:
+    """Of each pack, its ranges that are wanted, ascending, with the chunk that is there."""
+    where = index.locations
+    packs: dict[Digest, dict[ByteRange, int]] = {}
+    for number in sorted(set(numbers), key=lambda number: int(where.offset[number])):
+        if where.kind[number] != LocationKind.PACK:
+            raise Internal(f"chunk {number} of layer {index.diff_id} is in no pack, and was asked for")
+        start = int(where.offset[number])
+        place = ByteRange(start, start + int(where.length[number]))
+        places = packs.setdefault(where.blobs[int(where.blob[number])], {})
+        if not place or (places and place.start < next(reversed(places)).end):
+            raise Invalid(f"the index of layer {index.diff_id} has chunk {number} within another", hint="publish the image again")
+        places[place] = number
+    return packs
+
+
+def _verified(index: LayerIndex, number: int, piece: Piece) -> bytes:
+    """The chunk in a piece. Blocks; its work is done by C libraries that let other threads run."""
+    if len(piece.data) != len(piece.range):
+        raise Invalid(f"there are {len(piece.data)} bytes and {len(piece.range)} were asked for")
+    chunk = unpack_chunk(piece.data, chunk_size(index, number))
+    verify_chunk(index, number, chunk)
+    return chunk

@@ -1,0 +1,161 @@
+"""Packs in a registry's repository, read by range.
+
+A transfer that breaks goes on with the ranges that are missing. A token that expires is renewed by the client. Storage
+behind a redirect (a signed URL) is asked directly as long as it answers, since going through the registry each time would
+cost a round trip for each request; when it refuses, the registry is asked for a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
+
+import msgspec
+
+from castoff.errors import Invalid, NotFound, Unavailable
+from castoff.image.client import RegistryClient
+from castoff.image.connect import Broken
+from castoff.image.credentials import Keyring
+from castoff.image.digest import Digest
+from castoff.image.endpoint import endpoints_of
+from castoff.image.exchange import Request, follow
+from castoff.image.reference import RegistryReference
+from castoff.image.retry import Backoff
+from castoff.image.settings import ImageSettings
+from castoff.image.transport import Response, Transport
+from castoff.image.url import Url
+from castoff.sources.merge import Emit, merged
+from castoff.sources.ranges import Cutter, coalesce
+from castoff.sources.settings import SourceSettings
+from castoff.sources.source import ByteRange, Located, Piece
+
+__all__ = ["RegistrySource"]
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
+_SLOWEST = 16 << 10  # bytes a second; under this a request is as good as stalled
+_SKIPPED = 32 << 20  # bytes before the ranges that are read from a server which ignores Range
+
+
+class RegistrySource:
+    """A ChunkSource over one repository.
+
+    Args:
+        repository: ``HOST[:PORT]/PATH``. Mirrors are left out: they have no artifacts.
+        settings: How patiently.
+        image: How registries are reached.
+
+    Raises:
+        Invalid: It is no repository.
+    """
+
+    def __init__(self, repository: str, settings: SourceSettings | None = None, image: ImageSettings | None = None) -> None:
+        self._settings = settings or SourceSettings()
+        self._image = msgspec.structs.replace(
+            image or ImageSettings(), read_timeout=self._settings.timeout, retries=self._settings.retries
+        )
+        registry, _, path = repository.partition("/")
+        endpoint = endpoints_of(RegistryReference(registry, path), self._image)[-1]
+        self._transport = Transport(self._image, quick_ack=True)
+        self._client = RegistryClient(endpoint, Keyring(self._image), self._transport, self._image)
+        self._direct: dict[Digest, Url] = {}
+        self.name = f"registry {repository}"
+
+    async def locate(self, pack: Digest) -> Located | None:
+        """One HEAD."""
+        client = self._client
+        try:
+            async with await client.open(_what(pack), "HEAD", f"blobs/{pack}", {}, client.backoff()) as response:
+                return Located(self.name, response.length or None)
+        except NotFound:
+            return None
+
+    async def read(self, pack: Digest, ranges: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:
+        """As the port says; neighbours in one request, several requests at a time."""
+        jobs = [partial(self._read_group, pack, group) for group in coalesce(ranges)]
+        async with aclosing(merged(jobs, at_once=self._settings.connections)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def _read_group(self, pack: Digest, group: Sequence[ByteRange], emit: Emit[Piece]) -> None:
+        """One request's ranges, over as many requests as it takes."""
+        backoff = self._client.backoff()
+        left = list(group)
+        while left:
+            try:
+                await self._request(pack, left, emit, backoff)
+            except Broken as error:
+                await backoff.wait(error)
+
+    async def _request(self, pack: Digest, left: list[ByteRange], emit: Emit[Piece], backoff: Backoff) -> None:
+        """One request; takes from ``left`` what came.
+
+        Raises:
+            Broken: It ended, or stalled, before its end.
+        """
+        span = ByteRange(left[0].start, left[-1].end)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + 2 * self._settings.timeout + len(span) / _SLOWEST
+        async with await self._open(pack, span, backoff) as response, aclosing(response.pieces()) as pieces:
+            cutter = Cutter(left, self._start(pack, span, response))
+            while not cutter.done:
+                data = await self._next(pieces, response, deadline)
+                if data is None:
+                    raise Broken(f"{response.url.origin} ended {_what(pack)} before byte {span.end}", hint="try again later")
+                for one, found in cutter.feed(data):
+                    del left[0]
+                    before = clock()
+                    await emit(Piece(one, found, self.name))
+                    deadline += clock() - before  # the consumer's time, not the server's
+                    backoff.progressed()
+
+    async def _next(self, pieces: AsyncGenerator[bytes, None], response: Response, deadline: float) -> bytes | None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await anext(pieces, None)
+        except TimeoutError as error:
+            raise Broken(f"{response.url.origin} is too slow", hint="try again later") from error
+
+    async def _open(self, pack: Digest, span: ByteRange, backoff: Backoff) -> Response:
+        headers = {"Range": f"bytes={span.start}-{span.end - 1}"}
+        known = self._direct.get(pack)
+        if known is not None:
+            response = await follow(self._transport, Request("GET", known, headers), self._image)
+            if response.status == 206:
+                return response
+            response.close()
+            if self._direct.get(pack) == known:
+                del self._direct[pack]  # it expired
+        response = await self._client.open(_what(pack), "GET", f"blobs/{pack}", headers, backoff)
+        if response.url.origin != self._client.endpoint.origin(response.url.origin.scheme):
+            self._direct[pack] = response.url
+        return response
+
+    def _start(self, pack: Digest, span: ByteRange, response: Response) -> int:
+        """Where in the blob the answer's body begins.
+
+        Raises:
+            Invalid, Unavailable: It is another part of it, or the whole where that is too much.
+        """
+        origin = response.url.origin
+        if response.status == 206:
+            shown = response.headers.get("Content-Range", "no range")
+            match = _CONTENT_RANGE.match(shown)
+            if match is None or int(match[1]) != span.start:
+                raise Invalid(f"{origin} was asked for bytes {span.start} to {span.end} of {_what(pack)}: {shown[:100]!r}")
+            return span.start
+        if span.start > _SKIPPED:
+            raise Unavailable(
+                f"{origin} ignores Range, and byte {span.start} of {_what(pack)} is too far to read up to it",
+                hint="what stands before the registry must let Range requests through",
+            )
+        return 0
+
+
+def _what(pack: Digest) -> str:
+    return f"pack {pack}"
