@@ -20,6 +20,7 @@ from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
 from castoff.machine.settings import MachineSettings
 from castoff.rootfs.settings import RootfsSettings
+from castoff.sources.settings import SourceSettings
 from castoff.store.settings import StoreSettings
 from castoff.vmm.settings import VmmSettings
 
@@ -46,6 +47,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     layers: Limits = Limits()
     store: StoreSettings = StoreSettings()
     rootfs: RootfsSettings = RootfsSettings()
+    sources: SourceSettings = SourceSettings()
     hydrate: HydrateSettings = HydrateSettings()
     vmm: VmmSettings = VmmSettings()
     machine: MachineSettings = MachineSettings()
