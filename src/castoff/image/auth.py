@@ -10,6 +10,7 @@ import asyncio
 import time
 from base64 import b64encode
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -48,7 +49,8 @@ class Authorizer:
 
     Args:
         host: The registry as the reference names it, under which its credentials are kept.
-        scope: The scope to ask for where the registry names none, ``repository:NAME:pull``.
+        scope: The scope to ask for where the registry names none, ``repository:NAME:pull``; or ``:pull,push``, which is asked
+            for besides what the registry names: it names ``pull`` alone when it is first asked for something to read.
     """
 
     def __init__(self, host: str, scope: str, keyring: Keyring, transport: Transport, settings: ImageSettings) -> None:
@@ -124,15 +126,25 @@ class Authorizer:
             raise Unauthorized(f"{what}, which is this host itself", hint="no registry elsewhere has business there; refused")
 
     def _token_request(self, realm: Url, challenge: Challenge, credentials: Credentials | None) -> Request:
-        fields = {"scope": challenge.parameters.get("scope", "")[:_SCOPE_LIMIT] or self._scope}
+        fields: dict[str, Any] = {"scope": self._scopes(challenge)}
         if "service" in challenge.parameters:
             fields["service"] = challenge.parameters["service"]
         if credentials is not None and credentials.identity_token:
             fields |= {"grant_type": "refresh_token", "client_id": "castoff", "refresh_token": credentials.identity_token}
+            fields["scope"] = " ".join(fields["scope"])  # oauth.md: one field; token.md: as many as there are
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             return Request("POST", realm, headers, urlencode(fields).encode())
-        target = f"{realm.target}{'&' if '?' in realm.target else '?'}{urlencode(fields)}"
+        target = f"{realm.target}{'&' if '?' in realm.target else '?'}{urlencode(fields, doseq=True)}"
         return Request("GET", Url(realm.origin, target), authorization=_basic(credentials) if credentials else None)
+
+    def _scopes(self, challenge: Challenge) -> list[str]:
+        named = challenge.parameters.get("scope", "")[:_SCOPE_LIMIT].split()
+        if not named:
+            return [self._scope]
+        if not self._scope.endswith("push"):
+            return named
+        own = self._scope.rpartition(":")[0] + ":"
+        return [self._scope, *(scope for scope in named if not scope.startswith(own))]
 
     async def _fetch(self, request: Request, credentials: Credentials | None) -> _TokenAnswer:
         backoff = Backoff(self._settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -30,7 +30,8 @@ class Request:
     method: str
     url: Url
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = field(default=None, repr=False)
+    body: bytes | Iterable[bytes] | None = field(default=None, repr=False)
+    """An iterable is gone through again at each try; its Content-Length is in ``headers``."""
     authorization: str | None = field(default=None, repr=False)
 
 

@@ -15,7 +15,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from types import TracebackType
@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 
 _THREADS = 32
 _RECEIVE = 256 << 10  # bytes a system call may take; more gains nothing on loopback
+_SLOWEST = 8 << 10  # bytes a second under which sending a long body is given up
 _PATIENCE = 0.02  # seconds for which a batch is filled before what there is goes on
 _FAILURES = (OSError, http.client.HTTPException, ValueError)  # ValueError: a chunk's size that is no number
 
@@ -65,12 +66,22 @@ class _Wire:
         self.sock = wrap_tls(self.sock, self.origin, context)
         self._client.sock = self.sock
 
-    def exchange(self, method: str, url: Url, headers: Mapping[str, str], body: bytes | None) -> http.client.HTTPResponse:
+    def exchange(
+        self, method: str, url: Url, headers: Mapping[str, str], body: bytes | Iterable[bytes] | None
+    ) -> http.client.HTTPResponse:
         plain_proxy = self._proxy if url.origin.scheme == "http" else None
         fields = {"Host": url.origin.authority, **headers}
         if plain_proxy is not None and plain_proxy.authorization:
             fields["Proxy-Authorization"] = plain_proxy.authorization
-        self._client.request(method, str(url) if plain_proxy else url.target, body=body, headers=fields)
+        try:
+            self._client.request(method, str(url) if plain_proxy else url.target, body=body, headers=fields)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            # A server that refuses a body may answer and close before it has taken it all; its words tell more.
+            try:
+                self._answer = self._client.getresponse()
+            except _FAILURES:
+                raise error from None
+            return self._answer
         self.hurry()
         self._answer = self._client.getresponse()
         return self._answer
@@ -184,15 +195,21 @@ class Transport:
         self._idle: dict[Origin, list[_Wire]] = {}
         self._tls: ssl.SSLContext | None = None
 
-    async def send(self, method: str, url: Url, headers: Mapping[str, str], body: bytes | None = None) -> Response:
+    async def send(
+        self, method: str, url: Url, headers: Mapping[str, str], body: bytes | Iterable[bytes] | None = None
+    ) -> Response:
         """Sends one request and returns its answer, whatever its status; no redirect is followed, nothing tried again.
+
+        Each piece of a body must be taken within the settings' ``read_timeout``. An iterable's pieces are made in the thread
+        that sends them; its Content-Length stands in ``headers``.
 
         Raises:
             Broken, Unavailable: There was no answer.
         """
         wire = await self._wire(url.origin)
         try:
-            async with asyncio.timeout(2 * self._settings.read_timeout):  # headers that drip for ever
+            # Headers may drip for ever; a long body has time in proportion, and each of its pieces a limit of its own.
+            async with asyncio.timeout(2 * self._settings.read_timeout + int(headers.get("Content-Length", 0)) / _SLOWEST):
                 answer = await self._in_thread(wire, lambda: wire.exchange(method, url, headers, body))
         except _FAILURES as error:  # TimeoutError, the socket's or asyncio's, is an OSError
             wire.close()
