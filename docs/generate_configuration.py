@@ -102,7 +102,7 @@ def example() -> str:
 
 def _is_unset_table(table: tuple[str, ...]) -> bool:
     """Whether a table's mere presence means something, so that the example must not have it."""
-    return any((*table[:-1], setting.name) == table for setting in settings())
+    return any((*setting.table, setting.name) == table for setting in settings())
 
 
 def _docstrings(struct: type[msgspec.Struct]) -> dict[str, str]:
