@@ -57,6 +57,10 @@ class HostileRegistry:
             self._documents[f"/v2/{repository}/{kind}/{blob.digest}"] = blob
         self._documents[f"/v2/{repository}/manifests/{tag}"] = image.manifest
 
+    def put(self, path: str, document: Blob) -> None:
+        """Makes a document available at a path of its own: a list of referrers, for example."""
+        self._documents[path] = document
+
     def paths(self, method: str | None = None) -> list[str]:
         """The paths that were asked for."""
         return [seen.path for seen in self.requests if method in (None, seen.method)]

@@ -2,8 +2,8 @@
 
 It signs ``castoff rootfs artifact v1``, the image's digest and the artifact's, a line each. So it is worth nothing for
 another image (an older build of the same tag is another image) nor for another artifact. It travels as a referrer of the
-image, beside the artifact, whose three annotations hold all of it; registries repeat those in their lists of referrers,
-so that one request finds artifact and signatures.
+image, beside the artifact; four annotations hold all of it, and registries repeat those in their lists of referrers, so
+that one request finds artifact and signatures.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from castoff.errors import Invalid
 from castoff.image import media
 from castoff.image.digest import Digest
 
-__all__ = ["SIGNATURE_TYPE", "Signature", "read_signature", "sign", "signature_manifest"]
+__all__ = ["SIGNATURE_TYPE", "Signature", "is_for", "read_signature", "sign", "signature_manifest"]
 
 SIGNATURE_TYPE: Final = "application/vnd.castoff.signature.v1"
 """The ``artifactType`` of a signature's manifest."""
 
 KEY: Final = "vnd.castoff.signature.key"
 """Annotation: the public key, as :class:`castoff.artifact.keys.PublicKey` writes it."""
+IMAGE: Final = "vnd.castoff.signature.image"
+"""Annotation: the digest of the image's manifest; in an index of several images it tells whose signature it is."""
 ARTIFACT: Final = "vnd.castoff.signature.artifact"
 """Annotation: the digest of the artifact's manifest."""
 VALUE: Final = "vnd.castoff.signature.value"
@@ -40,17 +42,18 @@ class Signature:
     """A signature as it came in or goes out; true only once :meth:`holds` said so."""
 
     key: PublicKey
+    image: Digest
     artifact: Digest
     value: bytes
 
-    def holds(self, image: Digest) -> bool:
-        """Whether the key's owner signed the artifact for ``image``."""
-        return self.key.verifies(self.value, _message(image, self.artifact))
+    def holds(self) -> bool:
+        """Whether the key's owner signed that the artifact is the image's."""
+        return self.key.verifies(self.value, _message(self.image, self.artifact))
 
     def annotations(self) -> dict[str, str]:
         """As a manifest carries it."""
         value = urlsafe_b64encode(self.value).decode("ascii").rstrip("=")
-        return {KEY: str(self.key), ARTIFACT: str(self.artifact), VALUE: value}
+        return {KEY: str(self.key), IMAGE: str(self.image), ARTIFACT: str(self.artifact), VALUE: value}
 
 
 def sign(key: HostKey, *, image: Digest, artifact: Digest) -> Signature:
@@ -61,15 +64,14 @@ def sign(key: HostKey, *, image: Digest, artifact: Digest) -> Signature:
         image: Digest of the image's manifest.
         artifact: Digest of the artifact's manifest.
     """
-    return Signature(key.public, artifact, key.sign(_message(image, artifact)))
+    return Signature(key.public, image, artifact, key.sign(_message(image, artifact)))
 
 
-def signature_manifest(signature: Signature, *, image: Digest, media_type: str, size: int) -> bytes:
+def signature_manifest(signature: Signature, *, media_type: str, size: int) -> bytes:
     """The manifest that carries a signature to a registry: the same bytes each time. Its one blob is ``media.EMPTY_JSON``.
 
     Args:
         signature: What it carries.
-        image: The image's manifest, the subject.
         media_type: Of the image's manifest.
         size: Bytes of it.
     """
@@ -80,10 +82,15 @@ def signature_manifest(signature: Signature, *, image: Digest, media_type: str, 
         "artifactType": SIGNATURE_TYPE,
         "config": empty,
         "layers": [empty],
-        "subject": {"mediaType": media_type, "digest": str(image), "size": size},
+        "subject": {"mediaType": media_type, "digest": str(signature.image), "size": size},
         "annotations": signature.annotations(),
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def is_for(annotations: Mapping[str, str], image: Digest) -> bool:
+    """Whether they say of themselves that they hold a signature for ``image``."""
+    return annotations.get(IMAGE) == str(image)
 
 
 def read_signature(annotations: Mapping[str, str]) -> Signature:
@@ -93,10 +100,10 @@ def read_signature(annotations: Mapping[str, str]) -> Signature:
         Invalid: They hold none.
     """
     try:
-        key, artifact, text = annotations[KEY], annotations[ARTIFACT], annotations[VALUE]
+        key, image, artifact, value = (annotations[name] for name in (KEY, IMAGE, ARTIFACT, VALUE))
     except KeyError as error:
         raise Invalid(f"it has no annotation {error.args[0]}") from error
-    return Signature(PublicKey.parse(key), Digest.parse(artifact), _read_value(text))
+    return Signature(PublicKey.parse(key), Digest.parse(image), Digest.parse(artifact), _read_value(value))
 
 
 def _read_value(text: str) -> bytes:
