@@ -69,10 +69,11 @@ class DockerArchiveSource:
             if fitness(offered, platform) is None:
                 raise wrong_platform(str(self._reference), platform, [offered])
             layers = await asyncio.to_thread(self._layers, entry.layers or (), diff_ids)
-            digest = Digest.of(_manifest(data, layers))
+            manifest = _manifest(data, layers)
+            digest = Digest.of(manifest)
             if self._reference.digest not in (None, digest):
                 raise NotFound(f"{self._reference} is not in this archive", hint=f"its image is {digest}")
-            return Image(str(self._reference), digest, offered, config, layers)
+            return Image(str(self._reference), digest, offered, config, layers, size=len(manifest))
 
     @asynccontextmanager
     async def open_blob(self, layer: Layer) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from castoff.image.digest import Digest
+from castoff.image.media import OCI_MANIFEST
 
 __all__ = ["Image", "ImageConfig", "Layer", "Platform"]
 
@@ -58,3 +59,7 @@ class Image:
     platform: Platform
     config: ImageConfig
     layers: tuple[Layer, ...]
+    media_type: str = OCI_MANIFEST
+    """Of the manifest that ``digest`` names."""
+    size: int = 0
+    """Bytes of that manifest."""

@@ -55,11 +55,13 @@ class Index(msgspec.Struct, frozen=True):
     manifests: tuple[Descriptor, ...]
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True, rename="camel"):
     """An image manifest, of an image or of something else that is stored like one."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    media_type: str | None = None
+    """Of itself; OCI's may leave it out."""
 
 
 class _Shape(msgspec.Struct, rename="camel"):

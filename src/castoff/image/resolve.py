@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from castoff.errors import CastoffError, Invalid, NotFound, Unsupported
@@ -47,9 +47,10 @@ class _Walk:
 
     async def document(self, digest: Digest, size: int | None, depth: int) -> Image:
         what = self.name("manifest", digest)
-        document = decode(what, await self.fetch("manifest", digest, size))
+        data = await self.fetch("manifest", digest, size)
+        document = decode(what, data)
         if isinstance(document, Manifest):
-            return await self.image(digest, document)
+            return replace(await self.image(digest, document), size=len(data))
         return await self.index(what, document, depth)
 
     async def index(self, what: str, index: Index, depth: int = 0) -> Image:
@@ -76,7 +77,8 @@ class _Walk:
         config, platform, diff_ids = decode_config(self.name("config", config_digest), data, self.asked)
         if fitness(platform, self.asked) is None:
             raise _WrongPlatform([platform])
-        return Image(self.reference, digest, platform, config, _layers(what, manifest.layers, diff_ids))
+        layers = _layers(what, manifest.layers, diff_ids)
+        return Image(self.reference, digest, platform, config, layers, manifest.media_type or media.OCI_MANIFEST)
 
 
 async def read_image(reference: str, root: Digest | Index, fetch: Fetch, asked: Platform) -> Image:
