@@ -56,10 +56,13 @@ class Castoff:
     state: Path
     image: str
     """Reference of :func:`busybox_image` on disk."""
+    config: Path | None = None
+    """A configuration file of its own."""
 
     def command(self, *words: str) -> list[str]:
         """The command line."""
-        return [sys.executable, "-m", "castoff", "--state", str(self.state), *words]
+        config = [] if self.config is None else ["--config", str(self.config)]
+        return [sys.executable, "-m", "castoff", "--state", str(self.state), *config, *words]
 
     def __call__(self, *words: str, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[bytes]:
         """Runs it to its end."""
