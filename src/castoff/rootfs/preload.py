@@ -1,0 +1,130 @@
+"""Layers that come in without a machine that waits for them: ahead of need, in large requests, and on where it stopped.
+
+A bit in ``have`` is set only when its chunk was verified and flushed, so whatever ends this (a crash, Ctrl-C, a registry
+that is gone), the next time fetches what is missing and nothing else. A hydrator may fill the same layers meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, aclosing
+
+import numpy as np
+
+from castoff import timeline
+from castoff.errors import Unavailable
+from castoff.image.digest import Digest
+from castoff.layers.index import LayerIndex
+from castoff.layers.toc import CHUNK
+from castoff.rootfs.remote import RemoteLayer
+from castoff.sources.chunks import ChunkReader
+from castoff.store.builds import uninterrupted
+from castoff.store.hydration import HaveMap
+from castoff.store.space import no_space_as
+from castoff.store.store import Store
+
+__all__ = ["fetch_layers"]
+
+_BATCH = 64
+"""Chunks (16 MiB) that are flushed together: what a crash may cost."""
+
+
+async def fetch_layers(
+    layers: Sequence[RemoteLayer], reader: ChunkReader, store: Store, *, only: Mapping[Digest, Sequence[int]] | None = None
+) -> int:
+    """Fetches what is missing of layers; those of which nothing is missing become complete.
+
+    Args:
+        layers: Pinned; one that is there twice is fetched once.
+        reader: Where chunks come from.
+        store: Knows how much may be written.
+        only: Of each layer the chunks to fetch, in the order in which they are wanted; None: all.
+
+    Returns:
+        Bytes of packs that were fetched.
+
+    Raises:
+        NoSpace: What is missing does not fit.
+        CastoffError: What the sources raised; what came before it is kept.
+    """
+    distinct = {layer.stored.diff_id: layer for layer in layers if not layer.stored.complete}
+    wanted = {diff_id: _missing(layer, only) for diff_id, layer in distinct.items()}
+    sizes = {diff_id: _packed(layer.index, wanted[diff_id]) for diff_id, layer in distinct.items()}
+    await asyncio.to_thread(store.require, sum(map(_room, distinct.values(), wanted.values())), store.root / "layers")
+    with timeline.step("rootfs.preload", layers=len(distinct), total=sum(sizes.values())):
+        for diff_id, layer in distinct.items():
+            await _fetch(layer, wanted[diff_id], reader)
+    return sum(sizes.values())
+
+
+async def _fetch(layer: RemoteLayer, numbers: Sequence[int], reader: ChunkReader) -> None:
+    """Fetches chunks of one layer."""
+    lengths = layer.index.locations.length
+    with ExitStack() as opened, no_space_as(layer.stored.segment):
+        arriving = _Arriving(layer, opened)
+        with timeline.step("sources.chunks", layer=str(layer.stored.diff_id), total=_packed(layer.index, numbers)) as step:
+            try:
+                async with aclosing(reader.fetch(layer.index, numbers)) as chunks:
+                    async for number, data in chunks:
+                        await asyncio.to_thread(arriving.write, number, data)
+                        step.advance(int(lengths[number]))
+            finally:
+                await uninterrupted(arriving.flush)
+        await uninterrupted(arriving.finish)
+
+
+class _Arriving:
+    """A layer's segment and ``have``, open. Its methods block; one at a time."""
+
+    def __init__(self, layer: RemoteLayer, opened: ExitStack) -> None:
+        self._have = opened.enter_context(HaveMap.open(layer.stored.path))
+        self._segment = os.open(layer.stored.segment, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        opened.callback(os.close, self._segment)
+        self._path = layer.stored.segment
+        self._written: list[int] = []
+
+    def write(self, number: int, data: bytes) -> None:
+        """Writes a verified chunk; flushes now and then."""
+        view, at = memoryview(data), number * CHUNK
+        try:
+            while view:
+                count = os.pwrite(self._segment, view, at)
+                view, at = view[count:], at + count
+        except OSError as error:
+            raise Unavailable(f"{self._path} cannot be written: {error.strerror}", hint="look at the disk") from error
+        self._written.append(number)
+        if len(self._written) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """What was written survives a crash, and ``have`` says so."""
+        if self._written:
+            os.fdatasync(self._segment)
+            self._have.set_many(self._written)
+            self._written.clear()
+
+    def finish(self) -> None:
+        """The layer is complete, where nothing is missing any more: others may have fetched the rest."""
+        self._have.refresh()
+        if not self._have.missing() and not self._have.is_complete:
+            self._have.complete()
+
+
+def _missing(layer: RemoteLayer, only: Mapping[Digest, Sequence[int]] | None) -> list[int]:
+    absent = ~layer.stored.present()
+    if only is None:
+        return [int(number) for number in np.flatnonzero(absent)]
+    return [number for number in only.get(layer.stored.diff_id, ()) if number < len(absent) and absent[number]]
+
+
+def _packed(index: LayerIndex, numbers: Sequence[int]) -> int:
+    """Bytes that chunks have in their pack."""
+    return int(index.locations.length[np.array(numbers, np.int64)].sum())
+
+
+def _room(layer: RemoteLayer, numbers: Sequence[int]) -> int:
+    """Bytes of disk that chunks will take; most have them reserved already."""
+    reserved = layer.stored.segment.stat().st_blocks * 512
+    return max(0, min(len(numbers) * CHUNK, layer.index.segment_size - reserved))
