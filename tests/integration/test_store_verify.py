@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 
 from castoff.disk.clone import CloneKind
+from castoff.layers.toc import CHUNK
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.layered import LayeredProvider
 from castoff.rootfs.provider import RootfsRequest
 from castoff.rootfs.settings import RootfsSettings
 from castoff.rootfs.verify import Verdict, verify_rootfs, verify_store
+from castoff.store.hydration import HaveMap
 from castoff.store.rootfs import rootfs_names
 from castoff.store.settings import StoreSettings
 from castoff.store.store import Store
 from image_requests import request_of
 from oci_builder import LayerTar, build_image
+from packed_layer import packed_layer, random_files
 
 MIB = 1 << 20
 
@@ -115,7 +118,7 @@ async def test_a_damaged_rootfs_is_seen(
 
 @pytest.mark.parametrize(
     ("name", "place", "said"),
-    [("index", 200, ""), ("have", 0, "is not a `have` file"), ("have", 10, "it is not complete")],
+    [("index", 200, ""), ("have", 0, "is not a `have` file"), ("have", 12, "is not a `have` file")],
 )
 async def test_a_damaged_layer_file_is_seen(store: Store, request_: RootfsRequest, name: str, place: int, said: str) -> None:
     """The index has a digest of its own, `have` a fixed form."""
@@ -162,3 +165,23 @@ async def test_repair_leaves_what_a_machine_uses(store: Store, request_: RootfsR
     verdicts = await verify_store(store, repair=True)
     assert all(verdict.note.startswith("kept: ") for verdict in verdicts if verdict.problem)
     assert len(problems(verdicts)) == 2
+
+
+async def test_a_layer_that_comes_in_is_checked_as_far_as_it_is_here(scratch_xfs: Path, tmp_path: Path) -> None:
+    """What is missing is no damage, and told; what is here and wrong is."""
+    store = Store.open(scratch_xfs / "state", StoreSettings(backing="native"))
+    packed = await packed_layer(tmp_path / "packed", random_files(3))
+    layer = await store.begin_layer(packed.index.diff_id, packed.index)
+    here = packed.packed[:3]
+    with layer.segment.open("r+b") as segment, HaveMap.open(layer.path) as have:
+        for number in here:
+            segment.seek(number * CHUNK)
+            segment.write(packed.chunk(number))
+        segment.flush()
+        have.set_many(here)
+        zeros = len(packed.index.zero) - len(packed.packed)
+    (verdict,) = await verify_store(store)
+    assert (verdict.problem, verdict.note) == ("", f"it is coming in: {3 + zeros} of {len(packed.index.zero)} chunks are here")
+    flip(layer.segment, here[1] * CHUNK + 5)
+    (verdict,) = await verify_store(store)
+    assert verdict.problem == f"1 of {len(packed.index.zero)} chunks of its segment are damaged, the first is {here[1]}"

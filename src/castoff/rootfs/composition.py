@@ -21,7 +21,7 @@ from castoff.store.layers import StoredLayer
 from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, layered_key
 from castoff.store.store import Store
 
-__all__ = ["build_composed", "compile_layer", "compose_layers", "layer_tables"]
+__all__ = ["build_composed", "compile_layer", "compose_layers", "has_all", "layer_tables"]
 
 _INDEX_ENTRY = 24
 """Bytes that an entry has in a layer index, at least about."""
@@ -64,7 +64,7 @@ async def build_composed(image: Image, layers: Sequence[StoredLayer], size: int,
 
     Args:
         image: For its name and digest.
-        layers: Complete and pinned, the lowest first.
+        layers: Pinned, the lowest first; complete, or all of them that the image has (:func:`has_all`).
         size: Bytes of the rootfs.
         store: Where it goes.
 
@@ -83,10 +83,32 @@ async def build_composed(image: Image, layers: Sequence[StoredLayer], size: int,
     return await store.build_rootfs(name, record, build)
 
 
+async def has_all(image: Image, layers: Sequence[StoredLayer], size: int) -> bool:
+    """Whether all is here that files of ``image`` have of its layers, complete or not: chunks that no file of it has never come.
+
+    Raises:
+        Invalid: The layers contradict each other, or do not fit.
+    """
+    if all(layer.complete for layer in layers):
+        return True
+
+    def look() -> bool:
+        with timeline.step("rootfs.composition", look=True):
+            composition = _composition(image, layers, size)
+            lacking = (composition.live_chunks(number) & ~layer.present() for number, layer in enumerate(layers))
+            return not any(one.any() for one in lacking)
+
+    return await uninterrupted(look)
+
+
+def _composition(image: Image, layers: Sequence[StoredLayer], size: int) -> Composition:
+    tables = {layer.diff_id: layer_tables(layer.path) for layer in {layer.diff_id: layer for layer in layers}.values()}
+    return compose_layers(image.reference, [(layer.diff_id, tables[layer.diff_id]) for layer in layers], size)
+
+
 def _compose(image: Image, layers: Sequence[StoredLayer], size: int, path: Path, store: Store, stop: threading.Event) -> Written:
     with timeline.step("rootfs.composition", size=size, layers=len(layers)) as step:
-        tables = {layer.diff_id: layer_tables(layer.path) for layer in {layer.diff_id: layer for layer in layers}.values()}
-        composition = compose_layers(image.reference, [(layer.diff_id, tables[layer.diff_id]) for layer in layers], size)
+        composition = _composition(image, layers, size)
         copied = 0 if store.reflink else sum(placed.length for placed in composition.placements)
         store.require(composition.metadata_bytes + copied)
 

@@ -22,7 +22,7 @@ from castoff.hydrate.state import write_state
 from castoff.layers.toc import CHUNK
 from castoff.rootfs.remote import RemoteLayer
 
-__all__ = ["Holes", "write_with_holes"]
+__all__ = ["Holes", "true_runs", "write_with_holes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _place(composition: Composition, placed: Placement, layer: RemoteLayer, desc
     here = layer.stored.present()[first : first + count]
     wanted = composition.live_chunks(placed.layer)[first : first + count] & ~layer.index.zero[first : first + count]
     # What is here whole goes in one piece, as always; of what is not, each run would be one more extent.
-    runs = [(0, count)] if layer.stored.complete else _runs(here & wanted)
+    runs = [(0, count)] if layer.stored.complete else true_runs(here & wanted)
     with timeline.step("disk.place", layer=str(layer.stored.diff_id), total=placed.length, runs=len(runs)) as step:
         for start, end in runs:
             length = min(end * CHUNK, placed.length) - start * CHUNK
@@ -97,7 +97,7 @@ def _place(composition: Composition, placed: Placement, layer: RemoteLayer, desc
     return _Rows(placed.offset // CHUNK + rows, placed.layer, first + rows, here[rows])
 
 
-def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def true_runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Runs of true values, [start, end)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -1,8 +1,9 @@
 """The provider of castoff's own: a rootfs composed of layers that are converted once and shared by all images.
 
-    the rootfs is here?  -> it is answered, and nothing heavy was imported
-    its layers are here? -> composed: the metadata is written, segments are placed by reflink
-    else                 -> missing layers are converted first, several at a time
+    the rootfs is here?   -> it is answered, and nothing heavy was imported
+    its layers are here?  -> composed: the metadata is written, segments are placed by reflink
+    an artifact is there? -> machines start from its indexes, and their data comes in while they run (castoff.rootfs.lazy)
+    else                  -> missing layers are converted first, several at a time
 
 A layer that an image has twice is converted once and placed twice.
 """
@@ -18,12 +19,13 @@ from castoff.disk.choose import clone_strategy
 from castoff.disk.clone import CloneStrategy, Drive
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs, RootfsRequest
+from castoff.rootfs.settings import Lazy
+from castoff.rootfs.size import default_size
+from castoff.store.layers import StoredLayer
 from castoff.store.machines import MachineRootfs, write_machine_rootfs
 from castoff.store.rootfs import RootfsName, StoredRootfs, layered_key
 
 __all__ = ["LayeredProvider", "LayeredRootfs"]
-
-_MAX_SIZE = 16 << 40
 
 
 class LayeredProvider:
@@ -43,10 +45,18 @@ class LayeredProvider:
             CastoffError: What the image's source raised.
         """
         with timeline.step("rootfs.layered"):
-            stored = self._find(request) or await self._make(request)
+            stored = self._find(request) or await self._compose(request)
+            stored = stored or await self._make(request)
             stored.touch()
         strategy = clone_strategy(request.clone or self._context.settings.clone, self._context.store)
         return LayeredRootfs(stored, tuple(str(layer.diff_id) for layer in request.image.layers), strategy)
+
+    async def release_machine(self, machine_id: str, record: MachineRootfs) -> None:
+        """See castoff.rootfs.release: who fills a machine's clone lets go of it."""
+        if "lazy" in record.state:
+            from castoff.rootfs.lazy import release_lazily
+
+            await release_lazily(machine_id, self._context)
 
     def _find(self, request: RootfsRequest) -> StoredRootfs | None:
         """The rootfs if it is here: a few system calls, however many layers it has."""
@@ -55,31 +65,49 @@ class LayeredProvider:
         return None if size is None else self._context.store.rootfs(RootfsName(layered_key(diff_ids), size))
 
     def _size(self, segments: Sequence[int | None]) -> int | None:
-        """Bytes of the rootfs for which no size was asked: the setting, doubled until half of it is free."""
-        used = sum(segment or 0 for segment in segments)
-        if None in segments:
+        """Bytes of the rootfs for which no size was asked; None where a segment's is not known."""
+        known = [segment for segment in segments if segment is not None]
+        return default_size(self._context.settings, sum(known)) if len(known) == len(segments) else None
+
+    async def _compose(self, request: RootfsRequest) -> StoredRootfs | None:
+        """The rootfs of layers that are here; None where something is missing that a file of the image has."""
+        layers = [layer for one in request.image.layers if (layer := self._context.store.layer(one.diff_id)) is not None]
+        if len(layers) < len(request.image.layers):
             return None
-        size = self._context.settings.size
-        while size < 2 * used and size < _MAX_SIZE:
-            size *= 2
-        return min(size, _MAX_SIZE)
+        from castoff.rootfs.composition import has_all  # numpy and all that: 0.2 s that a warm create does without
+
+        if not await has_all(request.image, layers, self._size_for(request, layers)):
+            return None
+        return await self._build(request, layers)
+
+    async def _lazily(self, request: RootfsRequest) -> Rootfs | None:
+        """The rootfs, to be filled while machines run; None where it cannot be so, or shall not."""
+        mode = request.lazy or self._context.settings.lazy
+        if mode is Lazy.NEVER:
+            return None
+        from castoff.rootfs.lazy import locate_lazily  # registries, numpy: nothing that a warm create needs
+
+        return await locate_lazily(request, self._context, mode)
 
     async def _make(self, request: RootfsRequest) -> StoredRootfs:
-        # numpy and all that: 0.2 s that a warm create does without.
         from castoff.rootfs.conversion import convert_layers
 
-        layers = await convert_layers(request.image, request.source, self._context)
-        try:
-            from castoff.rootfs.composition import build_composed
+        return await self._build(request, await convert_layers(request.image, request.source, self._context))
 
-            size = request.size or self._size([layer.have.segment_size for layer in layers])
-            assert size is not None
-            stored = await build_composed(request.image, layers, size, self._context.store)
+    async def _build(self, request: RootfsRequest, layers: Sequence[StoredLayer]) -> StoredRootfs:
+        """Composes; the layers' pins are closed."""
+        from castoff.rootfs.composition import build_composed
+
+        try:
+            stored = await build_composed(request.image, layers, self._size_for(request, layers), self._context.store)
         finally:
             for layer in layers:
                 layer.pin.close()  # from here on the rootfs keeps them
         await self._context.store.keep_to_limit()
         return stored
+
+    def _size_for(self, request: RootfsRequest, layers: Sequence[StoredLayer]) -> int:
+        return request.size or default_size(self._context.settings, sum(layer.have.segment_size for layer in layers))
 
 
 @dataclass(frozen=True, slots=True)

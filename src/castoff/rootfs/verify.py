@@ -17,13 +17,16 @@ from pathlib import Path
 from castoff import timeline
 from castoff.disk.compare import first_difference
 from castoff.errors import CastoffError, Conflict
-from castoff.ext4.compose import Composition, compose
+from castoff.ext4.compose import Composition, Placement, compose
 from castoff.image.digest import Digest
 from castoff.layers.index import read_index
+from castoff.layers.toc import CHUNK
 from castoff.layers.verify import verify_segment
 from castoff.rootfs.composition import layer_tables
+from castoff.rootfs.holes import true_runs
 from castoff.store.builds import uninterrupted
 from castoff.store.have import Have
+from castoff.store.hydration import present_chunks
 from castoff.store.layers import layer_directories, layer_path
 from castoff.store.prune import remove_layer, remove_rootfs
 from castoff.store.rootfs import FILE, RootfsName, read_record, rootfs_names
@@ -66,10 +69,10 @@ async def verify_store(store: Store, *, repair: bool = False) -> tuple[Verdict, 
 
 
 async def verify_layer(store: Store, directory: Path) -> Verdict:
-    """Hashes a layer's segment again, and checks its index."""
+    """Hashes again what is here of a layer's segment, and checks its index."""
     with timeline.step("rootfs.verify", layer=directory.name):
-        problem = await asyncio.to_thread(_layer_problem, directory)
-    return Verdict("layer", f"sha256:{directory.name}", problem)
+        problem, note = await asyncio.to_thread(_look_at_layer, directory)
+    return Verdict("layer", f"sha256:{directory.name}", problem, note)
 
 
 async def verify_rootfs(store: Store, name: RootfsName, broken: Mapping[str, str] | None = None) -> Verdict:
@@ -111,22 +114,25 @@ def _layers_here(store: Store, diff_ids: Iterable[str]) -> list[tuple[str, Path]
     return [(text, path) for text, path in paths if path.is_dir()]
 
 
-def _layer_problem(directory: Path) -> str:
+def _look_at_layer(directory: Path) -> tuple[str, str]:
+    """(what is wrong with it, what is to be known of it); each may be empty."""
     try:
         have = Have.read(directory / "have")
-        if have is None or not have.complete:
-            return "it is not complete"
+        if have is None:
+            return "it has no `have`", ""
         index = read_index(directory / "index")
         if index.diff_id.hex != directory.name:
-            return f"its index is that of layer {index.diff_id}"
+            return f"its index is that of layer {index.diff_id}", ""
         if index.segment_size != have.segment_size:
-            return f"`have` tells of {have.segment_size} bytes and the index of {index.segment_size}"
-        bad = verify_segment(directory)
+            return f"`have` tells of {have.segment_size} bytes and the index of {index.segment_size}", ""
+        present = present_chunks(directory)  # before they are hashed: more may come in meanwhile
+        bad = [chunk for chunk in verify_segment(directory) if present[chunk]]
     except CastoffError as error:
-        return error.what
+        return error.what, ""
+    note = "" if have.complete else f"it is coming in: {int(present.sum())} of {have.chunks} chunks are here"
     if not bad:
-        return ""
-    return f"{len(bad)} of {len(index.digests)} chunks of its segment are damaged, the first is {bad[0]}"
+        return "", note
+    return f"{len(bad)} of {len(index.digests)} chunks of its segment are damaged, the first is {bad[0]}", note
 
 
 def _rootfs_problem(store: Store, name: RootfsName, layers: list[tuple[Digest, Path]], stop: threading.Event) -> str:
@@ -166,21 +172,29 @@ def _metadata_problem(made: int, fresh: int, composition: Composition, looked: C
 def _placement_problem(
     made: int, layers: list[tuple[Digest, Path]], composition: Composition, looked: Callable[[int], None]
 ) -> str:
-    """Compares what is placed with the segments."""
+    """Compares what is placed with the segments, but for chunks that no file of the image has: those that come in never do."""
     for placed in composition.placements:
         diff_id, directory = layers[placed.layer]
         with (directory / "segment").open("rb") as segment:
-            found = first_difference(
-                made,
-                segment.fileno(),
-                one_offset=placed.offset,
-                other_offset=placed.segment_offset,
-                length=placed.length,
-                looked=looked,
-            )
-        if found is not None:
-            return f"it differs from layer {diff_id} at byte {placed.offset + found}"
+            for start, length in _live_ranges(composition, placed):
+                found = first_difference(
+                    made,
+                    segment.fileno(),
+                    one_offset=placed.offset + start,
+                    other_offset=placed.segment_offset + start,
+                    length=length,
+                    looked=looked,
+                )
+                if found is not None:
+                    return f"it differs from layer {diff_id} at byte {placed.offset + start + found}"
     return ""
+
+
+def _live_ranges(composition: Composition, placed: Placement) -> list[tuple[int, int]]:
+    """(start, length) of the bytes of a placed segment that files of the image have, by whole chunks."""
+    first, count = placed.segment_offset // CHUNK, -(-placed.length // CHUNK)
+    runs = true_runs(composition.live_chunks(placed.layer)[first : first + count])
+    return [(start * CHUNK, min(end * CHUNK, placed.length) - start * CHUNK) for start, end in runs]
 
 
 def _metadata_ranges(composition: Composition) -> list[tuple[int, int]]:
