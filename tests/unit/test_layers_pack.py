@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import zstandard
 
-from castoff.errors import DigestMismatch, Invalid, LimitExceeded, NotFound
+from castoff.errors import DigestMismatch, Invalid, LimitExceeded, NotFound, Unavailable
 from castoff.image.digest import Digest
+from castoff.layers.convert import convert
 from castoff.layers.index import LayerIndex, LocationKind
 from castoff.layers.pack import HEAD, Pack, check_locations, chunk_size, pack_chunk, unpack_chunk, verify_chunk, write_pack
 from castoff.layers.pipeline import Stopped
 from castoff.layers.published import publish_index, read_published
 from castoff.layers.settings import Limits
 from castoff.layers.toc import CHUNK
-from layer_reader import convert_bytes
+from layer_reader import convert_bytes, layer_of, pieces
 from oci_builder import LayerTar
 
 
@@ -182,3 +183,25 @@ async def test_size_of_a_typical_published_index(tmp_path: Path) -> None:
     limit = 60 * len(index.toc) + 48 * len(index.digests)
     assert len(zstandard.decompress(data)) <= limit
     assert len(data) <= limit / 2
+
+
+async def test_a_pack_made_while_converting_is_the_same(index: LayerIndex, pack: Pack, tmp_path: Path) -> None:
+    """In one pass with the segment: the same pack, the same segment, the same index."""
+    tar = layer_tar()
+    again = tmp_path / "again"
+    again.mkdir()
+    made = await convert(layer_of(tar, tar), pieces(tar), again, Limits(), pack=tmp_path / "beside")
+    assert made is not None and (made.digest, made.size) == (pack.digest, pack.size)
+    assert (tmp_path / "beside").read_bytes() == (tmp_path / "pack").read_bytes()
+    for name in ("kind", "blob", "offset", "length"):
+        assert np.array_equal(getattr(made.locations, name), getattr(pack.locations, name)), name
+    for name in ("segment", "index"):
+        assert (again / name).read_bytes() == (tmp_path / "layer" / name).read_bytes()
+
+
+async def test_a_pack_that_cannot_be_written_ends_the_conversion(tmp_path: Path) -> None:
+    """As any other file that cannot."""
+    tar = layer_tar()
+    (tmp_path / "layer").mkdir()
+    with pytest.raises(Unavailable, match="no-such-directory"):
+        await convert(layer_of(tar, tar), pieces(tar), tmp_path / "layer", Limits(), pack=tmp_path / "no-such-directory" / "p")

@@ -1,8 +1,8 @@
 """One layer in one pass: its blob is verified, decompressed, hashed, parsed and written as a segment while it comes in.
 
-Five threads a layer, joined by queues of large buffers::
+Five threads a layer (six where its pack is wanted too), joined by queues of large buffers::
 
-    blob -> inflate -> digest -> parse -> hash -> write -> segment, index
+    blob -> inflate -> digest -> parse -> hash [ -> pack ] -> write -> segment, index [, pack]
 
 The index is written last, after the blob hashed to the layer's digest and the uncompressed stream to its diffID: a
 directory with an index holds a whole, verified layer.
@@ -30,6 +30,7 @@ from castoff.layers.content import read_layer
 from castoff.layers.feed import Feed
 from castoff.layers.index import LayerIndex, Locations, write_index
 from castoff.layers.inflate import HEAD, Stream, open_decompressor, sniff
+from castoff.layers.pack import Pack, pack_buffers
 from castoff.layers.pipeline import Buffer, Channel, Pipeline, Pool
 from castoff.layers.rows import Rows
 from castoff.layers.segment import STAGING, Segment
@@ -47,7 +48,9 @@ _COST = 16 << 20
 _RATIO_FROM = 1 << 30
 
 
-async def convert(layer: Layer, blob: AsyncIterator[bytes], directory: Path, limits: Limits) -> None:
+async def convert(
+    layer: Layer, blob: AsyncIterator[bytes], directory: Path, limits: Limits, *, pack: Path | None = None
+) -> Pack | None:
     """Writes ``directory/segment`` and ``directory/index`` of a layer, both on disk when it returns.
 
     Args:
@@ -55,6 +58,10 @@ async def convert(layer: Layer, blob: AsyncIterator[bytes], directory: Path, lim
         blob: The layer's compressed bytes, in pieces.
         directory: An empty directory of the caller's. After a failure the caller deletes it.
         limits: What the layer may cost.
+        pack: A file, not there yet, for the layer's pack, made in the same pass; after a failure the caller deletes it.
+
+    Returns:
+        The pack, if one was asked for.
 
     Raises:
         Invalid: The blob, its compression or the tar is broken; ``DigestMismatch``: it is another; ``LimitExceeded``.
@@ -69,7 +76,9 @@ async def convert(layer: Layer, blob: AsyncIterator[bytes], directory: Path, lim
         try:
             stream = sniff(head, limits)
             async with budget.shared.take(_COST + stream.window, limits.memory):
-                await _run(_Conversion(layer, directory, limits, stream), head, pieces, step)
+                conversion = _Conversion(layer, directory, limits, stream, pack)
+                await _run(conversion, head, pieces, step)
+                return conversion.pack
         except Invalid as error:
             error.what = f"layer {layer.digest}: {error.what}"
             raise
@@ -120,7 +129,7 @@ async def _settle(pump: asyncio.Task[None], done: asyncio.Future[None]) -> None:
 class _Conversion:
     """The stages of one conversion, and what they share."""
 
-    def __init__(self, layer: Layer, directory: Path, limits: Limits, stream: Stream) -> None:
+    def __init__(self, layer: Layer, directory: Path, limits: Limits, stream: Stream, pack: Path | None) -> None:
         loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = loop.create_future()
         self.pipeline = Pipeline("layer", partial(loop.call_soon_threadsafe, self.done.set_result, None))
@@ -137,10 +146,15 @@ class _Conversion:
         self._to_parse: Channel[Buffer] = self.pipeline.channel()
         self._to_hash: Channel[Buffer] = self.pipeline.channel()
         self._to_write: Channel[Buffer] = self.pipeline.channel()
+        self.pack: Pack | None = None
+        """What was made, once all is over."""
+        self._pack_file = pack
+        self._to_pack: Channel[Buffer] = self._to_write if pack is None else self.pipeline.channel()
         self._rows: Rows | None = None
         self._taken = 0
         self._total = 0
-        self.pipeline.start(self.inflate, self.digest, self.parse, self.hash, self.write)
+        packing = () if pack is None else (self.pack_chunks,)
+        self.pipeline.start(self.inflate, self.digest, self.parse, self.hash, *packing, self.write)
 
     def close(self) -> None:
         """Joins the threads, which have ended, and closes the file."""
@@ -239,7 +253,12 @@ class _Conversion:
 
     def hash(self) -> None:
         """Hashes the segment's chunks."""
-        self._file.digest(self._to_hash, self._to_write)
+        self._file.digest(self._to_hash, self._to_pack)
+
+    def pack_chunks(self) -> None:
+        """Compresses the segment's chunks on their way to the disk."""
+        assert self._pack_file is not None
+        self.pack = pack_buffers(self._to_pack, self._to_write, self._file.zero, self._pack_file)
 
     def write(self) -> None:
         """Writes the segment, and at last the index."""

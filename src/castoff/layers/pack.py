@@ -25,7 +25,8 @@ from castoff.errors import DigestMismatch, Invalid, NotFound, Unavailable
 from castoff.image.digest import Digest
 from castoff.layers.index import LayerIndex
 from castoff.layers.locations import LocationKind, Locations
-from castoff.layers.pipeline import Buffer, Stopped
+from castoff.layers.pipeline import Buffer, Channel, Stopped
+from castoff.layers.toc import CHUNK
 from castoff.layers.writer import translate
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "PackWriter",
     "check_locations",
     "chunk_size",
+    "pack_buffers",
     "unpack_chunk",
     "verify_chunk",
     "write_pack",
@@ -225,6 +227,36 @@ def write_pack(
         if writer is not None:
             writer.close()
         os.close(descriptor)
+
+
+def pack_buffers(channel: Channel[Buffer], packed: Channel[Buffer], zero: Sequence[int], target: Path) -> Pack:
+    """Packs the chunks of what comes through ``channel`` and passes it on, unchanged: a stage of a conversion.
+
+    Args:
+        channel: The segment's buffers, in order, each beginning on a chunk.
+        packed: Where they go on.
+        zero: For each chunk that came, whether it is all zeros.
+        target: The pack's file, which may not exist.
+    """
+    writer = PackWriter(target)
+    try:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "pack") as pool:
+            while (buffer := channel.get()) is not None:
+                first = buffer.offset // CHUNK
+                chunks = [
+                    b"" if zero[first + at // CHUNK] else buffer.view[at : min(at + CHUNK, buffer.filled)]
+                    for at in range(0, buffer.filled, CHUNK)
+                ]
+                writer.add(list(pool.map(_frame, chunks)))
+                packed.put(buffer)
+        packed.close()
+        return writer.finish()
+    finally:
+        writer.close()
+
+
+def _frame(data: bytes | memoryview) -> bytes:
+    return pack_chunk(data) if data else b""
 
 
 def _in_order(
