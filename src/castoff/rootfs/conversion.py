@@ -16,13 +16,14 @@ from castoff.errors import NoSpace
 from castoff.image.image import Image, Layer
 from castoff.image.source import ImageSource
 from castoff.layers.convert import convert
+from castoff.layers.pack import Pack
 from castoff.rootfs.context import ProviderContext
-from castoff.rootfs.together import together
 from castoff.store.builds import uninterrupted
 from castoff.store.layers import StoredLayer
 from castoff.store.store import Store
+from castoff.together import together
 
-__all__ = ["convert_layers"]
+__all__ = ["convert_layer", "convert_layers"]
 
 _LOOK = 8 << 20
 """Compressed bytes after which free space is looked at again."""
@@ -43,7 +44,7 @@ async def convert_layers(image: Image, source: ImageSource, context: ProviderCon
 
     async def take_turn(layer: Layer) -> StoredLayer:
         async with turns:
-            return await _convert(layer, source, context)
+            return (await convert_layer(layer, source, context))[0]
 
     with timeline.step("rootfs.conversion", layers=len(missing), total=sum(layer.size for layer in missing)):
         converted = await together(take_turn(layer) for layer in missing)
@@ -51,15 +52,30 @@ async def convert_layers(image: Image, source: ImageSource, context: ProviderCon
     return [layers[layer.diff_id] for layer in image.layers]
 
 
-async def _convert(layer: Layer, source: ImageSource, context: ProviderContext) -> StoredLayer:
-    """One layer, converted here unless somebody else does."""
+async def convert_layer(
+    layer: Layer, source: ImageSource, context: ProviderContext, *, pack: Path | None = None
+) -> tuple[StoredLayer, Pack | None]:
+    """One layer, converted here unless it is here already, or somebody else does it.
+
+    Args:
+        layer: The layer.
+        source: Where its blob comes from.
+        context: The store and the limits.
+        pack: A file, not there yet, for the layer's pack.
+
+    Returns:
+        The layer, complete and pinned, and its pack if one was asked for and the layer was converted by us.
+    """
+    made: Pack | None = None
 
     async def build(directory: Path) -> None:
+        nonlocal made
         async with source.open_blob(layer) as blob:
-            await convert(layer, _watched(blob, layer, directory, context.store), directory, context.limits)
+            pieces = _watched(blob, layer, directory, context.store)
+            made = await convert(layer, pieces, directory, context.limits, pack=pack)
         await uninterrupted(_compile, directory)
 
-    return await context.store.build_layer(layer.diff_id, build)
+    return await context.store.build_layer(layer.diff_id, build), made
 
 
 def _compile(directory: Path) -> None:

@@ -27,8 +27,8 @@ from castoff.layers.pack import check_locations
 from castoff.layers.published import read_published
 from castoff.layers.settings import Limits
 from castoff.rootfs.context import ProviderContext
-from castoff.rootfs.together import together
 from castoff.store.layers import StoredLayer
+from castoff.together import together
 
 __all__ = ["RemoteLayer", "begin_layers", "fetch_index", "repository"]
 
