@@ -77,8 +77,10 @@ async def begin_layers(diff_ids: Sequence[Digest], artifact: Artifact, context: 
 
 async def _begin(layer: ArtifactLayer, client: RegistryClient, context: ProviderContext) -> RemoteLayer:
     here = context.store.layer(layer.diff_id)
-    if here is not None and here.complete:
-        return RemoteLayer(here, await asyncio.to_thread(read_index, here.index), layer.pack.digest)
+    if here is not None:
+        index = await asyncio.to_thread(read_index, here.index)
+        if here.complete or index.locations.blobs == (layer.pack.digest,):
+            return RemoteLayer(here, index, layer.pack.digest)
     index = await fetch_index(layer, client, context.limits)
     stored = await context.store.begin_layer(layer.diff_id, index)
     return RemoteLayer(stored, index, layer.pack.digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -48,6 +48,9 @@ class RootfsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     lazy: Lazy = Lazy.AUTO
     """Whether machines start before their data is here, from a rootfs artifact whose key is trusted: ``auto``, where there is
     one and this host can; ``always``, or not at all; ``never``. A rootfs that is here already is never lazy."""
+    front: Literal["auto", "fanotify", "fuse"] = "auto"
+    """How a rootfs is served that is not all here: ``fanotify`` (Linux 6.14 and newer, a store with reflinks) gives a machine a
+    plain file of its own, ``fuse`` a read-only base of an overlay; ``auto``: the first of them that works."""
     parallel: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     """Layers converted at once; each takes up to about 60 MB of memory."""
     prepared: dict[str, str] = {}
