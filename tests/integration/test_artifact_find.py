@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Literal
 
 import pytest
@@ -196,6 +197,30 @@ async def test_one_bit_changed_in_the_manifest_is_refused(at: int) -> None:
         found, notes = await find(host)
     assert found is None
     assert len(notes) == 1 and f"should be {artifact.digest}" in notes[0] and notes[0].endswith("refused")
+
+
+async def test_any_one_bit_changed_on_its_way_makes_nothing_else_of_it() -> None:
+    """In the list or in the manifest, anywhere: either the very artifact is found, or none; never another, never a failure."""
+    published = good()
+    registry = HostileRegistry()
+    published.put_on(registry, "team/app")
+    chance = random.Random(4)
+    sound = {f"referrers/{IMAGE.digest}": published.index(), f"manifests/{artifact_of(IMAGE).digest}": artifact_of(IMAGE).data}
+    lost = 0
+    async with registry.running() as host:
+        expected, _ = await find(host)
+        for _ in range(150):
+            path, data = chance.choice(list(sound.items()))
+            bit = chance.randrange(8 * len(data))
+            changed = bytearray(data)
+            changed[bit // 8] ^= 1 << bit % 8
+            registry.put(f"/v2/team/app/{path}", Blob(bytes(changed), OCI_INDEX))
+            found, notes = await find(host)
+            assert found in (expected, None), (path, bit)
+            lost += found is None
+            assert all(note.isprintable() for note in notes)
+            registry.put(f"/v2/team/app/{path}", Blob(data, OCI_INDEX))
+    assert lost > 75
 
 
 async def test_after_a_broken_artifact_a_whole_one_is_taken() -> None:
