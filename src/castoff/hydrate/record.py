@@ -66,6 +66,16 @@ class LazyLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Digest of the blob with its chunks."""
 
 
+class HotPackRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A hot pack (castoff.hydrate.hotpack) in a registry."""
+
+    repository: str
+    """``HOST[:PORT]/PATH`` where it is."""
+    digest: str
+    size: int
+    """Bytes."""
+
+
 class LazyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is served, and where its chunks are."""
 
@@ -80,8 +90,10 @@ class LazyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     size: int
     """Bytes of the rootfs."""
     front: FrontKind
-    profile: str = ""
-    """Digest of the boot profile that is prefetched; empty: there is none."""
+    profile: HotPackRecord | None = None
+    """The hot pack that the image's boot profile came with; the profile itself is in the store."""
+    publish: bool = False
+    """Whether the boot profile is published where it becomes news: ``artifact.publish`` when the machine was created."""
     complete: bool = False
     """Every row was filled: the map and the state are gone."""
     hydrate: HydrateSettings = HydrateSettings()

@@ -105,6 +105,11 @@ class Scheduler:
         """A verified chunk that somebody else has fetched."""
         return self._spawn(self._arrived(segment, number, data))
 
+    def give_back(self, segment: Segment, number: int) -> None:
+        """A chunk that somebody else was to bring, and does not: it is free to be fetched, at once where a guest waits for it."""
+        segment.coming.discard(number)
+        self._again(segment, [number], Class.BACKGROUND)
+
     def _read_ahead(self, served: Served, segment: Segment, number: int) -> None:
         origin = segment.origins[0] if segment.origins else None
         if origin is None:

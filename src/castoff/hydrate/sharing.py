@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +23,7 @@ from castoff.artifact.manifest import Subject, parse_manifest
 from castoff.artifact.profile_referrer import sign_profile
 from castoff.artifact.profiles import PublishedProfile, choose_profile, fetch_profile, push_profile
 from castoff.artifact.trust import Trust
-from castoff.hydrate.hotpack import write_hot_pack
+from castoff.hydrate.hotpack import HotPack, write_hot_pack
 from castoff.hydrate.profile import Profile
 from castoff.hydrate.profile_file import decode_profile, encode_profile, read_profile, update_profile
 from castoff.image import media
@@ -40,6 +42,7 @@ __all__ = ["Sharing", "adopt_profile", "is_news", "share_profile", "subject_of"]
 _CHANGED: Final = 0.1
 """Part of the chunks that must be others for a profile of as many boots to be news."""
 _MANIFEST_LIMIT: Final = 4 << 20
+_NICE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ async def _joined(sharing: Sharing) -> tuple[Profile | None, Profile | None]:
 
 
 async def _publish(sharing: Sharing, own: Profile, target: Path) -> PublishedProfile | None:
-    pack = await uninterrupted(write_hot_pack, own, sharing.layers, target)
+    pack = await uninterrupted(_write_gently, own, sharing.layers, target)
     if pack is None:
         return None  # its chunks are here no longer
     data = await asyncio.to_thread(encode_profile, own)
@@ -141,6 +144,17 @@ async def _publish(sharing: Sharing, own: Profile, target: Path) -> PublishedPro
     )
     subject = sharing.subject
     return await push_profile(sharing.writer, referrer, data, target, media_type=subject.media_type, size=subject.size)
+
+
+def _write_gently(own: Profile, layers: Mapping[Digest, tuple[Path, LayerIndex]], target: Path) -> HotPack | None:
+    """In a thread that leaves the CPU to guests; it is that thread's for good, since only root may take niceness back."""
+
+    def write() -> HotPack | None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # of Linux: of the thread alone
+        return write_hot_pack(own, layers, target)
+
+    with ThreadPoolExecutor(1, "hot-pack") as pool:
+        return pool.submit(write).result()
 
 
 async def subject_of(client: RegistryClient, artifact: Digest) -> Subject:
