@@ -170,8 +170,11 @@ def test_quarantine_grows_and_ends() -> None:
     quarantine = Quarantine(64.0, clock=lambda: now)
     for seconds in (1, 2, 4, 8, 16, 32, 64, 64):
         quarantine.put("a", "it lied")
+        assert quarantine.rests("a")
         quarantine.put("a", "what was under way")
-        now += seconds - 0.1
+        now += 0.3
+        assert not quarantine.rests("a")
+        now += seconds - 0.4
         assert quarantine.why("a") == "it lied; left alone for 0.1 s more"
         assert quarantine.why("b") is None
         now += 0.2
@@ -181,6 +184,20 @@ def test_quarantine_grows_and_ends() -> None:
     quarantine.put("a", "it lied again")
     now += 1.1
     assert quarantine.names() == {}
+
+
+async def test_who_is_left_alone_is_asked_last(layer: PackedLayer) -> None:
+    """A liar that is better by now is asked where nobody else has the chunk, after a moment of rest."""
+    now = 0.0
+    once_a_liar = FakeChunkSource({layer.digest: layer.pack}, name="liar", lies=True)
+    empty = FakeChunkSource({}, name="empty")
+    reader = ChunkReader(ChainSource([once_a_liar, empty], Quarantine(64.0, clock=lambda: now)))
+    with pytest.raises(Unavailable, match=r"empty: empty does not have pack .*; liar: liar sent wrong bytes"):
+        await fetch(reader, layer)
+    now, once_a_liar.lies = 0.5, False
+    await fetch(reader, layer)
+    assert (len(once_a_liar.reads), len(empty.reads)) == (2, 2)
+    await reader.close()
 
 
 async def test_the_reader_is_of_one_pack_or_many(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sources in order: what one does not give, the next is asked for."""
+"""Sources in order: what one does not give, the next is asked for; those in quarantine come last, or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ChainSource:
 
     Args:
         sources: In order.
-        quarantine: Those in it are passed over.
+        quarantine: Who is left alone.
     """
 
     def __init__(self, sources: Sequence[ChunkSource], quarantine: Quarantine | None = None) -> None:
@@ -29,15 +29,14 @@ class ChainSource:
     async def locate(self, pack: Digest) -> Located | None:
         """Of the first that has it."""
         failure: CastoffError | None = None
-        for source in self._sources:
-            if self.quarantine.why(source.name) is None:
-                try:
-                    found = await source.locate(pack)
-                except CastoffError as error:
-                    failure = error
-                    continue
-                if found is not None:
-                    return found
+        for source in self._in_order():
+            try:
+                found = await source.locate(pack)
+            except CastoffError as error:
+                failure = error
+                continue
+            if found is not None:
+                return found
         if failure is not None:
             raise failure
         return None
@@ -51,10 +50,9 @@ class ChainSource:
         """
         left = dict.fromkeys(ranges)
         failures: dict[str, CastoffError] = {}
-        for source in self._sources:
-            why = self.quarantine.why(source.name)
-            if why is not None:
-                failures[source.name] = Unavailable(why)
+        for source in self._in_order():
+            if self.quarantine.rests(source.name):
+                failures[source.name] = Unavailable(self.quarantine.why(source.name) or "it rests")
                 continue
             try:
                 async with aclosing(source.read(pack, list(left))) as pieces:
@@ -69,6 +67,9 @@ class ChainSource:
                 return
             failures.setdefault(source.name, Unavailable("it ended before it had given all"))
         raise _failure(pack, failures)
+
+    def _in_order(self) -> list[ChunkSource]:
+        return sorted(self._sources, key=lambda source: self.quarantine.why(source.name) is not None)
 
     async def close(self) -> None:
         for source in self._sources:

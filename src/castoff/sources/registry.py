@@ -8,6 +8,7 @@ cost a round trip for each request; when it refuses, the registry is asked for a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -125,12 +126,13 @@ class RegistrySource:
         headers = {"Range": f"bytes={span.start}-{span.end - 1}"}
         known = self._direct.get(pack)
         if known is not None:
-            response = await follow(self._transport, Request("GET", known, headers), self._image)
-            if response.status == 206:
-                return response
-            response.close()
+            with contextlib.suppress(Broken):  # the registry tells where the blob is by now, or fails in its own words
+                response = await follow(self._transport, Request("GET", known, headers), self._image)
+                if response.status == 206:
+                    return response
+                response.close()  # most likely it expired
             if self._direct.get(pack) == known:
-                del self._direct[pack]  # it expired
+                del self._direct[pack]
         response = await self._client.open(_what(pack), "GET", f"blobs/{pack}", headers, backoff)
         if response.url.origin != self._client.endpoint.origin(response.url.origin.scheme):
             self._direct[pack] = response.url
