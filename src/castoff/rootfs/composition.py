@@ -16,6 +16,7 @@ from castoff.image.digest import Digest
 from castoff.image.image import Image
 from castoff.layers import budget
 from castoff.layers.index import read_index
+from castoff.layers.toc import Toc
 from castoff.store.builds import uninterrupted
 from castoff.store.layers import StoredLayer
 from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, layered_key
@@ -27,21 +28,26 @@ _INDEX_ENTRY = 24
 """Bytes that an entry has in a layer index, at least about."""
 
 
-def compile_layer(directory: Path) -> LayerTables:
-    """Makes the tables of the layer in ``directory`` from its index, and stores them beside it. Blocks."""
+def compile_layer(directory: Path, toc: Toc | None = None) -> LayerTables:
+    """Makes the tables of the layer in ``directory`` and stores them beside it. Blocks.
+
+    Args:
+        directory: The layer's.
+        toc: Its table of contents; None: its index has it.
+    """
     index = directory / "index"
     with budget.many_entries(index.stat().st_size // _INDEX_ENTRY if index.exists() else 0):
-        tablefile.save(compile_tables(read_index(index).toc), directory / "tables")
+        tablefile.save(compile_tables(read_index(index).toc if toc is None else toc), directory / "tables")
     tables = tablefile.load(directory / "tables")
     if tables is None:
         raise Unavailable(f"the tables just written to {directory} are damaged", hint="look at the disk and its mount")
     return tables
 
 
-def layer_tables(directory: Path) -> LayerTables:
+def layer_tables(directory: Path, toc: Toc | None = None) -> LayerTables:
     """The stored tables of a layer; made again where they are missing, broken, or of another castoff. Blocks."""
     found = tablefile.load(directory / "tables")
-    return compile_layer(directory) if found is None else found
+    return compile_layer(directory, toc) if found is None else found
 
 
 def compose_layers(reference: str, layers: Sequence[tuple[Digest, LayerTables]], size: int) -> Composition:

@@ -26,6 +26,7 @@ from castoff.layers.index import LayerIndex, read_index
 from castoff.layers.pack import check_locations
 from castoff.layers.published import read_published
 from castoff.layers.settings import Limits
+from castoff.rootfs.composition import layer_tables
 from castoff.rootfs.context import ProviderContext
 from castoff.store.layers import StoredLayer
 from castoff.together import together
@@ -83,6 +84,7 @@ async def _begin(layer: ArtifactLayer, client: RegistryClient, context: Provider
             return RemoteLayer(here, index, layer.pack.digest)
     index = await fetch_index(layer, client, context.limits)
     stored = await context.store.begin_layer(layer.diff_id, index)
+    await asyncio.to_thread(layer_tables, stored.path, index.toc)  # while other indexes still come in
     return RemoteLayer(stored, index, layer.pack.digest)
 
 
