@@ -21,9 +21,12 @@ import msgspec
 from castoff import errors, timeline
 from castoff.errors import CastoffError, Code, Internal, Unavailable
 from castoff.hydrate.channel import Channel, address
+from castoff.hydrate.record import HotPackRecord
 from castoff.hydrate.start import start_hydrator
+from castoff.image.digest import Digest
+from castoff.image.settings import ImageSettings
 
-__all__ = ["Attached", "Progress", "attach", "detach", "progress", "ready", "socket_path", "wake"]
+__all__ = ["Attached", "Progress", "attach", "detach", "expect", "progress", "ready", "socket_path", "wake"]
 
 _START = 15.0
 """Seconds in which a hydrator must answer after it was started, on a busy host too."""
@@ -93,8 +96,8 @@ async def attach(state: Path, directory: Path) -> Attached:
 
     Args:
         state: castoff's state directory.
-        directory: With ``lazy.json``, ``lazy.map``, ``lazy.state`` and ``root.ext4``; its name is the machine's id. Nobody
-            else may have root.ext4 open: a descriptor from before the mark raises no events.
+        directory: Absolute, with ``lazy.json``, ``lazy.map``, ``lazy.state`` and ``root.ext4``; its name is the machine's id.
+            Nobody else may have root.ext4 open: a descriptor from before the mark raises no events.
 
     Raises:
         NotFound, Invalid: The directory lacks something, or it is broken.
@@ -103,8 +106,29 @@ async def attach(state: Path, directory: Path) -> Attached:
         Unavailable: The hydrator does not answer.
     """
     with timeline.step("hydrate.attach"):
-        _, descriptors = await _ask(state, {"do": "attach", "directory": os.path.abspath(directory)}, start=True)
+        _, descriptors = await _ask(state, {"do": "attach", "directory": str(directory)}, start=True)
         return Attached(tuple(descriptors))
+
+
+async def expect(state: Path, image: Digest, hot_pack: HotPackRecord, registry: ImageSettings) -> None:
+    """A rootfs of the image is going to be attached: its hot pack may begin to come in.
+
+    Args:
+        state: castoff's state directory.
+        image: Of the image's manifest.
+        hot_pack: Where it is.
+        registry: How to reach it.
+
+    Raises:
+        Unavailable: The hydrator does not answer.
+    """
+    message = {
+        "do": "expect",
+        "image": str(image),
+        "hot_pack": msgspec.to_builtins(hot_pack),
+        "registry": msgspec.to_builtins(registry),
+    }
+    await _ask(state, message, start=True)
 
 
 async def ready(state: Path, machine: str) -> None:
