@@ -24,7 +24,7 @@ from castoff.sources.settings import SourceSettings
 from castoff.store.settings import StoreSettings
 from castoff.vmm.settings import VmmSettings
 
-__all__ = ["Config", "default_files", "default_state", "load", "read_file"]
+__all__ = ["Config", "convert", "default_files", "default_state", "load", "read_file"]
 
 _LIMIT = 1024 * 1024
 
@@ -79,7 +79,7 @@ def load(file: Path | None = None, *, state: Path | None = None) -> Config:
         merged = _laid_over(merged, read_file(found))
     if state is not None:
         merged["state"] = str(state)
-    config = _convert(merged, files[-1] if files else Path("configuration"))
+    config = convert(merged, files[-1] if files else Path("configuration"))
     try:
         return msgspec.structs.replace(config, state=config.state.expanduser().absolute())
     except RuntimeError as error:  # pathlib's, for `~somebody`
@@ -107,11 +107,16 @@ def read_file(path: Path) -> dict[str, Any]:
         tree = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"configuration file {path} is not TOML: {error}") from error
-    _convert(tree, path)
+    convert(tree, path)
     return tree
 
 
-def _convert(tree: Mapping[str, Any], path: Path) -> Config:
+def convert(tree: Mapping[str, Any], path: Path) -> Config:
+    """A tree of plain values as configuration.
+
+    Raises:
+        Invalid: It has an unknown key or a value of the wrong type; ``path`` is named with it.
+    """
     try:
         return msgspec.convert(tree, Config, dec_hook=_path)
     except msgspec.ValidationError as error:

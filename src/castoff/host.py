@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castoff.config import Config, load
-from castoff.errors import Conflict, NotFound
+from castoff.errors import CastoffError, Conflict, NotFound
 from castoff.image.image import Image, Layer, Platform
 from castoff.machine.model import MachineRequest, MachineState
 from castoff.machine.records import MachineRecords
@@ -19,11 +19,14 @@ from castoff.store.rootfs import RootfsName
 from castoff.store.store import Store
 
 if TYPE_CHECKING:
+    from castoff.artifact.publish import Published
     from castoff.build import BuiltRootfs
     from castoff.machine.machine import Machine
+    from castoff.preload import Preloaded
     from castoff.rootfs.verify import Verdict
     from castoff.store.prune import Pruned
-    from castoff.store.usage import Usage
+    from castoff.store.usage import RootfsUsage, Usage
+    from castoff.whereabouts import Whereabouts
 
 __all__ = ["Host", "InspectedImage"]
 
@@ -57,6 +60,7 @@ class Host:
             image=config.image,
             artifact=config.artifact,
             hydrate=config.hydrate,
+            converted=self._converted,
             notice=notice,
         )
         self._notice = notice
@@ -113,6 +117,17 @@ class Host:
             if self._sweeping is None:  # only now: the guest boots, and nobody waits for this
                 self._sweeping = asyncio.create_task(self._sweep())
 
+    def _converted(self, image: Image) -> None:
+        """An image had to be converted: the settings may want that to have been the last time anywhere."""
+        if self.config.artifact.publish != "auto":
+            return
+        from castoff.publish_later import publish_later
+
+        try:
+            publish_later(image, self.config, self.store.state)
+        except CastoffError as error:
+            self._notice(str(error))
+
     async def _sweep(self) -> None:
         from castoff.machine.leftovers import sweep
 
@@ -149,6 +164,69 @@ class Host:
             image, size=size, output=output, platform=platform, config=self.config, store=self.store, providers=self.providers
         )
 
+    async def preload(
+        self,
+        image: str,
+        *,
+        size: int | None = None,
+        platform: Platform | None = None,
+        limit: int = 0,
+        profile_only: bool = False,
+    ) -> Preloaded:
+        """Makes all ready that machines of an image need: its layers from a trusted artifact, or converted; and its rootfs.
+
+        Args:
+            image: The image's reference.
+            size: Bytes of the filesystem; the configuration's by default.
+            platform: Of the image.
+            limit: Bytes of packs a second at most; 0: no limit.
+            profile_only: Only the chunks that the image's boot profile names; lazy machines find them here.
+
+        Raises:
+            NotFound: There is no such image; or with ``profile_only`` no artifact that counts, or no profile.
+            CastoffError: It could not be made ready. What came in stays, and the next preload goes on from there.
+        """
+        from castoff.preload import preload
+
+        return await preload(
+            image,
+            size=size,
+            platform=platform,
+            limit=limit,
+            profile_only=profile_only,
+            config=self.config,
+            store=self.store,
+            providers=self.providers,
+        )
+
+    async def whereabouts(self, image: str, *, platform: Platform | None = None) -> Whereabouts:
+        """Where every part of an image's rootfs is: store, artifact, origin. Fetches no data.
+
+        Raises:
+            CastoffError: As ``ImageSource.resolve``.
+        """
+        from castoff.whereabouts import whereabouts
+
+        return await whereabouts(image, platform=platform, config=self.config, store=self.store, providers=self.providers)
+
+    async def publish(
+        self, image: str, *, to: str | None = None, index: bool = False, platform: Platform | None = None
+    ) -> Published:
+        """Publishes the rootfs artifact of an image, signed by this host; converts layers that are not here.
+
+        Args:
+            image: The image's reference.
+            to: The repository (``HOST[:PORT]/PATH``) that gets it; the image's own by default.
+            index: Push an image index too that lists image and artifact, under the tag ``TAG-castoff``.
+            platform: Of the image.
+
+        Raises:
+            CastoffError: It could not be made or pushed. What was pushed stays, and the next publish goes on from there.
+        """
+        from castoff.publish import publish
+
+        return await publish(image, to=to, index=index, platform=platform, config=self.config, providers=self.providers)
+
     async def usage(self) -> Usage:
         """What the store holds, what it takes on disk, and who needs it."""
         from castoff.store.usage import store_usage
@@ -156,6 +234,13 @@ class Host:
         return await asyncio.to_thread(
             store_usage, self.store.root, free=max(0, self.store.free()), limit=self.config.store.size_limit
         )
+
+    async def rootfs(self) -> tuple[RootfsUsage, ...]:
+        """The root filesystems that are here, and those that machines run on while they come in (``hydrated`` below 1)."""
+        from castoff.machine.hydrated import hydrating
+
+        usage = await self.usage()
+        return (*usage.rootfs, *await asyncio.to_thread(hydrating, self.store.machines, usage))
 
     async def prune(self, *, limit: int = 0, dry_run: bool = False) -> Pruned:
         """Removes layers and root filesystems that nobody uses, the least recently used first, until ``limit`` bytes are left."""
@@ -179,6 +264,17 @@ class Host:
         from castoff.rootfs.verify import verify_rootfs
 
         return await verify_rootfs(self.store, _rootfs_name(name))
+
+    async def verify_origin(self, image: str, *, platform: Platform | None = None) -> tuple[Verdict, ...]:
+        """Converts an image's layers anew, and compares with what its trusted artifact says of them, every digest.
+
+        Raises:
+            NotFound: There is no such image, or no artifact that counts.
+            CastoffError: The image or its artifact cannot be fetched.
+        """
+        from castoff.origin import verify_origin
+
+        return await verify_origin(image, platform=platform, config=self.config, store=self.store, providers=self.providers)
 
     async def remove_rootfs(self, name: str) -> None:
         """Removes one rootfs of the store, ``<key>-<size>``; its layers stay.

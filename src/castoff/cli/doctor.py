@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import textwrap
 from dataclasses import asdict
@@ -52,6 +53,7 @@ async def _examine(host: Host) -> list[Finding]:
         probes.tap(),
         probes.fuse(),
         probes.fanotify(),
+        await asyncio.to_thread(probes.lazy, host.store, host.config.rootfs),
         probes.containerd(Path((containerd or ContainerdSettings()).socket)),
     ]
 

@@ -12,7 +12,7 @@ from castoff.image import platforms
 from castoff.image.image import Platform
 from castoff.vmm.vmm import PortForward
 
-__all__ = ["environment", "parse_platform", "parse_port", "parse_size", "read_env_file"]
+__all__ = ["environment", "parse_platform", "parse_port", "parse_rate", "parse_size", "read_env_file"]
 
 _SIZE = re.compile(r"(\d{1,15})(?:\.(\d{1,6}))?\s*([kmgtp]?)i?b?\Z", re.IGNORECASE)
 _PORT = re.compile(
@@ -31,6 +31,14 @@ def parse_size(text: str) -> int:
     whole, fraction, power = match.groups()
     unit: int = 1024 ** _POWERS[power.lower()]
     return int(whole) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second: a size, and ``/s`` behind it or not."""
+    rate = parse_size(text.strip().removesuffix("/s"))
+    if not rate:
+        raise click.BadParameter("nothing a second would never end")
+    return rate
 
 
 def parse_port(text: str) -> PortForward:

@@ -17,13 +17,27 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from castoff.errors import CastoffError
+from castoff.errors import CastoffError, Unsupported
+from castoff.rootfs.settings import RootfsSettings
 from castoff.store.store import Store
 from castoff.vmm.kernel import Kernel, find_kernel
 from castoff.vmm.probe import kvm_runs
 from castoff.vmm.settings import VmmSettings
 
-__all__ = ["Finding", "containerd", "fanotify", "firecracker", "fuse", "kernel", "kvm", "mkfs_xfs", "qemu", "reflink", "tap"]
+__all__ = [
+    "Finding",
+    "containerd",
+    "fanotify",
+    "firecracker",
+    "fuse",
+    "kernel",
+    "kvm",
+    "lazy",
+    "mkfs_xfs",
+    "qemu",
+    "reflink",
+    "tap",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +166,21 @@ def fanotify() -> Finding:
     finally:
         os.close(group)
     return Finding("fanotify", True, "pre-content events work", gives)
+
+
+def lazy(store: Store, settings: RootfsSettings) -> Finding:
+    """How machines could start before their data is here."""
+    from castoff.hydrate.record import FrontKind
+    from castoff.rootfs.front import choose_front
+
+    gives = "starts machines before their data is here, from an artifact that `castoff publish` made"
+    wanted = None if settings.front == "auto" else FrontKind(settings.front)
+    try:
+        front = choose_front(store, clone=settings.clone, wanted=wanted)
+    except Unsupported as error:
+        return Finding("lazy", False, error.what, gives, "run as root; for fanotify on Linux 6.14 or later, with reflinks")
+    served = {FrontKind.FANOTIFY: "a plain file for each machine", FrontKind.FUSE: "a read-only base below an overlay"}
+    return Finding("lazy", True, f"by {front.value}: {served[front]}", gives)
 
 
 _TUNSETIFF = 0x400454CA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from castoff.cli.exits import printable
 from castoff.cli.globals import Globals
 from castoff.cli.names import rootfs_names
 from castoff.cli.parameters import parse_platform, parse_size
+from castoff.cli.parts import parts_as_json, parts_as_text
 from castoff.cli.session import on_host
 from castoff.cli.text import columns, duration, size
 from castoff.cli.verdicts import tell_verdicts
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from castoff.store.usage import RootfsUsage
 
 __all__ = ["command"]
+
+_NAME = re.compile(r"[0-9a-f]{8,64}(-[0-9]*)?\Z")
+"""The beginning of a name; no image is called so by anybody."""
 
 
 @click.group(cls=Group)
@@ -64,28 +69,38 @@ def build(
 @command.command("list")
 @click.pass_obj
 def list_(shared: Globals) -> None:
-    """List the root filesystems that are here, with what each takes on disk of its own."""
-    found = on_host(shared, _all)
-    heads = ("NAME", "IMAGE", "SIZE", "OWN", "MACHINES", "USED")
+    """List the root filesystems that are here or come in, with what each takes on disk of its own."""
+
+    async def work(host: Host) -> tuple[RootfsUsage, ...]:
+        return await host.rootfs()
+
+    found = on_host(shared, work)
+    heads = ("NAME", "IMAGE", "SIZE", "OWN", "HERE", "MACHINES", "USED")
     rows = [
         (
             _short(one.name, found),
             printable(one.reference),
             size(one.size),
             size(one.own),
+            f"{int(one.hydrated * 100)} %",
             str(len(one.machines)),
             _ago(one.last_used),
         )
         for one in found
     ]
-    shared.answer([_as_json(one) for one in found], lambda: columns(rows, heads=heads, right=(2, 3, 4)))
+    shared.answer([_as_json(one) for one in found], lambda: columns(rows, heads=heads, right=(2, 3, 4, 5)))
 
 
 @command.command()
-@click.argument("name", shell_complete=rootfs_names)
+@click.argument("name", metavar="NAME|IMAGE", shell_complete=rootfs_names)
+@click.option("--platform", type=parse_platform, metavar="OS/ARCH", help="Platform of the image.")
 @click.pass_obj
-def show(shared: Globals, name: str) -> None:
-    """Show one: NAME is the beginning of its name, or an image's reference or digest."""
+def show(shared: Globals, name: str, platform: Platform | None) -> None:
+    """Show one, by the beginning of its NAME; or where every part of an IMAGE is: in the store, in an artifact, at its origin."""
+    if not _NAME.match(name):
+        found = on_host(shared, lambda host: host.whereabouts(name, platform=platform))
+        shared.answer(parts_as_json(found), lambda: parts_as_text(found))
+        return
     one = on_host(shared, lambda host: _one(host, name))
     facts = [
         ("name", one.name),
@@ -122,11 +137,21 @@ def remove(shared: Globals, names: tuple[str, ...]) -> None:
 
 @command.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=rootfs_names)
+@click.option(
+    "--origin", "images", multiple=True, metavar="IMAGE", help="Convert an image's layers anew, and compare its artifact."
+)
 @click.pass_obj
-def verify(shared: Globals, names: tuple[str, ...]) -> int:
-    """Compose some (or all) again from their layers, and compare. Exits with 1 where one is damaged."""
+def verify(shared: Globals, names: tuple[str, ...], images: tuple[str, ...]) -> int:
+    """Compose some (or all) again from their layers, and compare. Exits with 1 where one is damaged.
+
+    With --origin, every digest of an image's artifact is compared with what the image's own layers give.
+    """
+    if images and names:
+        raise click.UsageError("--origin takes images in place of names")
 
     async def work(host: Host) -> list[Verdict]:
+        if images:
+            return [verdict for image in images for verdict in await host.verify_origin(image)]
         chosen = [await _one(host, name) for name in names] if names else await _all(host)
         return [await host.verify_rootfs(one.name) for one in chosen]
 

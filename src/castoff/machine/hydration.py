@@ -16,10 +16,10 @@ from castoff.errors import CastoffError
 from castoff.store.have import CHUNK
 from castoff.timeline import Step, step
 
-__all__ = ["Hydration"]
+__all__ = ["STATES", "Hydration"]
 
 _PRESENT = b"\2"
-_STATE = "lazy.state"
+STATES = "lazy.state"
 """castoff.hydrate.state and castoff.hydrate.record have both; they import numpy, which a VMM need not wait for."""
 _LOOK = 0.05
 
@@ -35,7 +35,7 @@ class Hydration:
     def __init__(self, state: Path, directory: Path) -> None:
         self._state = state
         self._machine = directory.name
-        self._file = directory / _STATE
+        self._file = directory / STATES
         self._is_ready = self._closed = False
         self._changed = asyncio.Event()
         self._following = asyncio.create_task(self._follow())

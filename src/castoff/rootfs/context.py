@@ -9,6 +9,7 @@ import msgspec
 
 from castoff.artifact.settings import ArtifactSettings
 from castoff.hydrate.settings import HydrateSettings
+from castoff.image.image import Image
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
 from castoff.rootfs.settings import RootfsSettings
@@ -28,6 +29,7 @@ class ProviderContext:
         image: How to reach registries.
         artifact: Where rootfs artifacts are looked for.
         hydrate: How the chunks of lazy root filesystems come in.
+        converted: Told of an image whose layers had to be converted: its artifact is not there yet.
         notice: Told a line for people where the answer is not what they may expect: an artifact that nobody trusts.
     """
 
@@ -37,6 +39,7 @@ class ProviderContext:
     image: ImageSettings = field(default_factory=ImageSettings)
     artifact: ArtifactSettings = field(default_factory=ArtifactSettings)
     hydrate: HydrateSettings = field(default_factory=HydrateSettings)
+    converted: Callable[[Image], None] = lambda image: None
     notice: Callable[[str], None] = lambda line: None
 
     def only(self, name: str) -> ProviderContext:

@@ -46,6 +46,8 @@ class LayeredProvider:
         """
         with timeline.step("rootfs.layered"):
             stored = self._find(request) or await self._compose(request)
+            if stored is None and (lazy := await self._lazily(request)) is not None:
+                return lazy
             stored = stored or await self._make(request)
             stored.touch()
         strategy = clone_strategy(request.clone or self._context.settings.clone, self._context.store)
@@ -56,7 +58,7 @@ class LayeredProvider:
         if "lazy" in record.state:
             from castoff.rootfs.lazy import release_lazily
 
-            await release_lazily(machine_id, self._context)
+            await release_lazily(machine_id, record.state["lazy"], self._context)
 
     def _find(self, request: RootfsRequest) -> StoredRootfs | None:
         """The rootfs if it is here: a few system calls, however many layers it has."""
@@ -92,7 +94,9 @@ class LayeredProvider:
     async def _make(self, request: RootfsRequest) -> StoredRootfs:
         from castoff.rootfs.conversion import convert_layers
 
-        return await self._build(request, await convert_layers(request.image, request.source, self._context))
+        stored = await self._build(request, await convert_layers(request.image, request.source, self._context))
+        self._context.converted(request.image)
+        return stored
 
     async def _build(self, request: RootfsRequest, layers: Sequence[StoredLayer]) -> StoredRootfs:
         """Composes; the layers' pins are closed."""

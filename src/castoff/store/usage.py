@@ -48,6 +48,9 @@ class RootfsUsage:
     allocated: int
     own: int
     machines: tuple[str, ...]
+    hydrated: float = 1.0
+    """How much of its data is here, 0 to 1: less than 1 of those that machines run on while they come in
+    (castoff.machine.hydrated)."""
 
 
 @dataclass(frozen=True, slots=True)
