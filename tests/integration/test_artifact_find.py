@@ -11,11 +11,11 @@ import pytest
 import daemons
 from artifacts import MINE, STRANGER, Published, artifact_of, as_image, built, referrer, signature_of, trusting, upload
 from castoff.artifact.artifact import Artifact
-from castoff.artifact.find import find_artifact
+from castoff.artifact.find import MAX_NOTES, find_artifact
 from castoff.artifact.trust import Trust
 from castoff.errors import Invalid
 from castoff.image.digest import Digest
-from castoff.image.media import OCI_INDEX
+from castoff.image.media import OCI_INDEX, OCI_MANIFEST
 from castoff.image.reference import RegistryReference, parse_reference
 from castoff.image.settings import ImageSettings
 from hostile_registry import HostileRegistry, answer, break_after, only
@@ -261,6 +261,42 @@ async def test_signatures_that_cannot_be_read_are_told() -> None:
     ]
 
 
+async def test_a_signature_that_is_not_what_the_list_says_is_not_read() -> None:
+    """A true one, under another digest than it has: the registry, or somebody before it, is not to be believed."""
+    published = good()
+    registry = HostileRegistry()
+    published.put_on(registry, "team/app", annotations=False)
+    signature = published.documents[1]
+    registry.put(f"/v2/team/app/manifests/{signature.digest}", Blob(signature.data + b" ", signature.media_type))
+    async with registry.running() as host:
+        found, notes = await find(host)
+    assert found is None and len(notes) == 2 and f"the signature {signature.digest} in" in notes[0]
+
+
+async def test_this_hosts_own_artifact_comes_first() -> None:
+    """Whatever the order of the list."""
+    theirs, mine = artifact_of(IMAGE), Blob(artifact_of(IMAGE).data.replace(b"1.5.7", b"1.5.6"), OCI_MANIFEST)
+    registry = HostileRegistry()
+    Published(IMAGE).add(theirs, signature_of(IMAGE, theirs, STRANGER), mine, signature_of(IMAGE, mine)).put_on(
+        registry, "team/app"
+    )
+    async with registry.running() as host:
+        found, _ = await find(host, trust=trusting(MINE, STRANGER))
+        assert found is not None and found.digest == Digest.parse(mine.digest)
+        found, _ = await find(host, trust=trusting(STRANGER, MINE))
+        assert found is not None and found.digest == Digest.parse(theirs.digest)
+
+
+async def test_notes_are_few() -> None:
+    """Whoever may push must not be able to fill a terminal."""
+    registry = HostileRegistry()
+    unsigned = [artifact_of(IMAGE, diff_ids=IMAGE.diff_ids * n + (f"sha256:{n:064x}",)) for n in range(50)]
+    Published(IMAGE).add(*unsigned).put_on(registry, "team/app")
+    async with registry.running() as host:
+        found, notes = await find(host)
+    assert found is None and len(notes) == MAX_NOTES
+
+
 async def test_thousands_of_strangers_hide_nothing() -> None:
     """The one that counts stands last, after as many as a list may have; notes stay few."""
     artifact = artifact_of(IMAGE)
@@ -355,6 +391,11 @@ async def test_an_index_that_lists_artifact_and_signature_pins_them(named_by: st
     for document in documents:
         registry.put(f"/v2/team/app/manifests/{document.digest}", document)
     async with registry.running() as host:
+        if named_by == "digest":
+            registry.put(f"/v2/team/app/manifests/{pinned.digest}", Blob(pinned.manifest.data + b" ", OCI_INDEX))
+            named = parse_reference(f"{host}/team/app@{pinned.digest}")
+            assert await find_artifact(as_image(IMAGE), named, QUICK, trusting(MINE)) == (None, [])  # another than was named
+            registry.put(f"/v2/team/app/manifests/{pinned.digest}", pinned.manifest)
         name = f"{host}/team/app:v1" if named_by == "tag" else f"{host}/team/app@{pinned.digest}"
         found, notes = await find_artifact(as_image(IMAGE), parse_reference(name), QUICK, trusting(MINE))
         assert found is not None and notes == []

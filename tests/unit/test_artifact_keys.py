@@ -63,7 +63,8 @@ def test_signatures_are_those_of_rfc_8032() -> None:
         str(MINE.public).replace(KEY_PREFIX, "castoff-rsa:"),
         KEY_PREFIX + "!" * 43,
         KEY_PREFIX + "é" * 43,
-        KEY_PREFIX + "A" * 42 + "B",  # the last character has bits to spare, and they are zero
+        str(MINE.public)[:-1] + chr(ord(str(MINE.public)[-1]) + 1),  # the last character has two bits to spare: zeros
+        str(MINE.public)[:-2] + "!" + str(MINE.public)[-1],
         KEY_PREFIX + "A" * 1_000_000,
     ],
 )
@@ -282,7 +283,10 @@ def test_files_that_others_put_there_count_too(state: Path, tmp_path: Path) -> N
     (directory / "README").write_text("nothing")
     trust = load_trust(state)
     assert trust.problems == () and [known.key for known in trust.keys if not known.own] == [MINE.public]
-    distrust(state, "fleet")
+    trust_key(state, MINE.public, "renamed")
+    assert [known.name for known in load_trust(state).keys if not known.own] == ["renamed"]
+    (directory / "once-more.pub").write_text(f"{MINE.public}\n")
+    distrust(state, "renamed")
     assert load_trust(state).find(MINE.public) is None
 
 

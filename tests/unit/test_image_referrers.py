@@ -146,8 +146,8 @@ async def test_a_list_without_end_ends() -> None:
     """After so many pages, and so many rows; that something was left out is told."""
     endless, large = HostileRegistry(), HostileRegistry()
     endless.faults.append(paged([1], links=[f'<{API}?page=0>; rel="next"']))
-    large.put(API, index(*range(MAX_REFERRERS)))
-    large.faults.append(paged([*range(MAX_REFERRERS - 1)], [1, 2], links=[f'<{API}?page=1>; rel="next"', ""]))
+    links = [f'<{API}?page={number}>; rel="next"' for number in (1, 2)]
+    large.faults.append(paged([*range(MAX_REFERRERS - 1)], [1, 2], [3], links=[*links, ""]))
     for registry, rows, requests in ((endless, MAX_PAGES, MAX_PAGES), (large, MAX_REFERRERS, 2)):
         async with client_of(registry) as client:
             found = await read_referrers(client, SUBJECT, limit=LIMIT)
