@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from castoff.errors import CastoffError, Internal, NotFound, Unavailable
+from castoff.errors import CastoffError, Internal, Unavailable
 from castoff.image.digest import Digest
+from castoff.sources.failure import failure_of
 from castoff.sources.quarantine import Quarantine
 from castoff.sources.source import ByteRange, ChunkSource, Located, Piece
 
@@ -66,7 +67,7 @@ class ChainSource:
             if not left:
                 return
             failures.setdefault(source.name, Unavailable("it ended before it had given all"))
-        raise _failure(pack, failures)
+        raise failure_of(pack, failures)
 
     def _in_order(self) -> list[ChunkSource]:
         return sorted(self._sources, key=lambda source: self.quarantine.why(source.name) is not None)
@@ -74,14 +75,3 @@ class ChainSource:
     async def close(self) -> None:
         for source in self._sources:
             await source.close()
-
-
-def _failure(pack: Digest, failures: dict[str, CastoffError]) -> CastoffError:
-    if len(failures) == 1:
-        ((name, error),) = failures.items()
-        if isinstance(error, NotFound):
-            return error
-        return Unavailable(f"pack {pack} cannot be read from {name}: {error.what}", hint=error.hint)
-    told = "; ".join(f"{name}: {error.what}" for name, error in failures.items()) or "there is no source"
-    kind = NotFound if failures and all(isinstance(error, NotFound) for error in failures.values()) else Unavailable
-    return kind(f"pack {pack} cannot be read from anywhere: {told}")
