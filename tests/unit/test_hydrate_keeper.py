@@ -113,7 +113,7 @@ def test_what_is_kept_can_be_taken_by_another_connection(state: Path, files: tup
     giver = connect(state, command=SLEEP)
     copies = [os.dup(descriptor) for descriptor in files]
     giver.keep("m1", copies)
-    giver.keep("m2", files[:1])
+    giver.keep("/a path", files[:1])
     giver.close()
     for descriptor in copies:
         os.close(descriptor)
@@ -121,7 +121,7 @@ def test_what_is_kept_can_be_taken_by_another_connection(state: Path, files: tup
     taken = taker.take()
     assert {name: [content(descriptor) for descriptor in fds] for name, fds in taken.items()} == {
         "m1": [b"group", b"fill"],
-        "m2": [b"group"],
+        "/a path": [b"group"],
     }
     assert taker.take() == taken
     taker.drop("m1")
@@ -129,7 +129,7 @@ def test_what_is_kept_can_be_taken_by_another_connection(state: Path, files: tup
     taker.close()
     other = connect(state, command=SLEEP)
     found = other.take()
-    assert list(found) == ["m2"]
+    assert list(found) == ["/a path"]
     for fds in [*taken.values(), *found.values()]:
         for descriptor in fds:
             os.close(descriptor)
@@ -234,8 +234,8 @@ def test_a_request_that_is_not_understood_harms_nothing(state: Path, files: tupl
     """The connection goes on."""
     keeper = connect(state, command=SLEEP)
     with connect_packets(state / "hydrate" / "keeper.sock") as raw:
-        for line in (b"keep", b"keep two words", b"\xff\xfe", b"take", b"hydrator"):
-            send(raw, line, files if line == b"keep two words" else ())
+        for line in (b"keep", b"keep nothing", b"\xff\xfe", b"take", b"hydrator", b"hydrator"):
+            send(raw, line, files if line == b"hydrator" else ())
             assert receive(raw)[0].startswith(b"error")
         send(raw, b"take nothing")
         assert receive(raw) == (b"none", ())

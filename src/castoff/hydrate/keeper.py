@@ -6,10 +6,10 @@ registries, and may die. So the keeper holds the same descriptors, starts the hy
 new one takes the descriptors from here and goes on. When the keeper dies, the hydrator starts another
 (castoff.hydrate.keeper_client), which is handed them again.
 
-    STATE/hydrate/keeper.sock   packets; a request is one line, with descriptors where it says so:
+    STATE/hydrate/keeper.sock   packets; a request is one line, with descriptors where it says so; an ID is a name or a path:
         keep ID  + descriptors   -> ok               replaces what is kept under ID
         drop ID                  -> ok               closes them
-        list                     -> ok ID ID ...
+        list                     -> ok, and each ID after a newline
         take ID                  -> ok + descriptors, or none; they are kept all the same
         hydrator + a pidfd       -> ok               the hydrator's own: restart it when that process ends
         start                    -> ok               start the hydrator, where none runs
@@ -40,7 +40,7 @@ __all__ = ["Keeper", "main"]
 FIRST_DELAY = 0.05
 LONGEST_DELAY = 5.0
 """Seconds between a hydrator's death and its successor's start, doubled from one to the other while each dies young."""
-STEADY = 30.0
+STEADY = 1.0
 """Seconds after which a hydrator counts as having lived, and its successor starts at once."""
 GRACE = 2.0
 """Seconds that a keeper stays with nothing to do: who started it has not spoken yet."""
@@ -141,8 +141,7 @@ class Keeper:
         except (OSError, EOFError):
             self._hang_up(connection)
             return
-        words = data.decode("ascii", "replace").split()
-        answer, theirs = self._answer(words, descriptors)
+        answer, theirs = self._answer(os.fsdecode(data).split(" ", 1), descriptors)
         try:
             send(connection, answer[:MAX_PACKET], theirs)
         except OSError:  # gone, or it does not read what it asks for
@@ -163,7 +162,7 @@ class Keeper:
                 close_all(self._held.pop(name, ()))
                 return b"ok", ()
             case ["list"]:
-                return " ".join(["ok", *self._held]).encode(), ()
+                return os.fsencode("\n".join(["ok", *self._held])), ()
             case ["take", name]:
                 return (b"ok", self._held[name]) if name in self._held else (b"none", ())
             case ["start"]:

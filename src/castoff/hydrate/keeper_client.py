@@ -121,7 +121,7 @@ class Keeper:
             Unavailable: As with :meth:`keep`.
         """
         with self._lock:
-            names = self._ask("list")[0].split()[1:]
+            names = self._ask("list")[0].split("\n")[1:]
             for name in names:
                 answer, fds = self._ask(f"take {name}")
                 if name in self._kept:
@@ -266,9 +266,9 @@ class _Connection:
     def exchange(self, line: str, fds: Sequence[int]) -> tuple[str, tuple[int, ...]]:
         if self.socket is None:
             raise EOFError("not connected")
-        descriptors.send(self.socket, line.encode("ascii"), fds)
+        descriptors.send(self.socket, os.fsencode(line), fds)
         data, theirs = descriptors.receive(self.socket)
-        answer = data.decode("ascii", "replace")
+        answer = os.fsdecode(data)
         if answer.startswith("error"):
             descriptors.close_all(theirs)
             raise OSError(f"{line.split()[0]}: {answer}")
