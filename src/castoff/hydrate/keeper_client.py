@@ -28,7 +28,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import castoff
 from castoff.errors import Conflict, Unavailable
 from castoff.hydrate import descriptors
 
@@ -36,7 +35,8 @@ __all__ = ["Keeper", "connect", "take_seat"]
 
 _TIMEOUT: Final = 10.0
 """Seconds that a keeper may take to start, or to answer."""
-_PACKAGE: Final = Path(castoff.__file__).parent
+_PACKAGES: Final = Path(__file__).parents[2]
+"""Where the package castoff is."""
 
 
 def take_seat(state: Path, *, timeout: float = 2.0) -> int:
@@ -228,7 +228,7 @@ class Keeper:
     def _start(self) -> None:
         command = [sys.executable, "-m", "castoff.hydrate.keeper", str(self._state), *self._command]
         # Found without the directory that we were started in, which may be how we were found.
-        path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(_PACKAGES), os.environ.get("PYTHONPATH")]))
         try:
             # It ends when its socket is there, and goes on as a child of nobody's.
             done = subprocess.run(
