@@ -43,7 +43,7 @@ _WAYS = {
     help="Images, one a line; - is stdin.",
 )
 @click.option("--profile-only", is_flag=True, help="Only what the boot profile names: lazy machines fetch the rest.")
-@click.option("--limit", type=parse_rate, default=0, metavar="RATE", help="Fetch at most so much a second, like 50MB/s.")
+@click.option("--limit", type=parse_rate, metavar="RATE", help="Fetch at most so much a second, like 50MB/s.")
 @click.option("--disk-size", "wanted", type=parse_size, metavar="SIZE", help="Size of the root filesystem, like 8G.")
 @click.option("--platform", type=parse_platform, metavar="OS/ARCH", help="Platform of the images.")
 @click.option("--timeline", "timeline_file", metavar="FILE", help="Write the timeline as JSON; - draws it on stderr.")
@@ -53,7 +53,7 @@ def command(
     images: tuple[str, ...],
     files: tuple[Path, ...],
     profile_only: bool,
-    limit: int,
+    limit: int | None,
     wanted: int | None,
     platform: Platform | None,
     timeline_file: str | None,
@@ -71,7 +71,7 @@ def command(
         answers: list[tuple[str, Preloaded | CastoffError]] = []
         for name in dict.fromkeys(names):
             try:
-                ready = await host.preload(name, size=wanted, platform=platform, limit=limit, profile_only=profile_only)
+                ready = await host.preload(name, size=wanted, platform=platform, limit=limit or 0, profile_only=profile_only)
             except CastoffError as error:
                 shared.note(f"{name}: {line_of(error)}")
                 answers.append((name, error))
