@@ -277,7 +277,7 @@ def test_files_that_others_put_there_count_too(state: Path, tmp_path: Path) -> N
     host_key(state)
     directory = keys_directory(state) / "trusted"
     directory.mkdir(mode=0o755)
-    for name in ("fleet.pub", "again.pub"):
+    for name in ("0.pub", "fleet.pub"):
         (directory / name).write_text(f"# of the fleet\n\n{MINE.public} fleet\n")
         (directory / name).chmod(0o644)
     (directory / "README").write_text("nothing")
