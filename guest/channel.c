@@ -36,6 +36,7 @@ enum guest_frame {
     GUEST_END = 19,
     GUEST_ACKNOWLEDGE = 20,
     GUEST_EXIT = 21,
+    GUEST_TOLD = 22,
 };
 
 enum { VERSION = 1, FRAME_END = 0xA5, VSOCK_PORT = 1024, NONCE = 16, REFUSED = 16 };
@@ -167,6 +168,9 @@ static bool frame_state(struct channel *c, struct session *s) {
         put64(payload + 8, drivers_ns);
         put64(payload + 16, s->exec_ns);
         s->ready_sent = true;
+    } else if (s->told && !s->told_sent) {
+        frame(c, GUEST_TOLD, 0, s->id, 0);
+        s->told_sent = true;
     } else if (s->in.ack_pending) {
         uint64_t given = s->in.received - s->in.added; /* of the host's bytes */
         put64(frame(c, GUEST_ACKNOWLEDGE, 0, s->id, 8), s->in.written < given ? s->in.written : given);
@@ -247,7 +251,7 @@ static void greet(struct channel *c, const uint8_t *nonce) {
             session_free(s);
             continue;
         }
-        s->ready_sent = s->exit_sent = false;
+        s->ready_sent = s->told_sent = s->exit_sent = false;
         s->in.ack_pending = true;
         for (int i = 0; i < 2; i++) {
             s->out[i].sent = s->out[i].acked;

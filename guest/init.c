@@ -101,9 +101,9 @@ static bool is_over(const struct session *command) {
     return now_ns() - waiting_since_ns > command->settings.linger_ms * 1000000ull;
 }
 
-static void serve_once(int signals, struct session *command) {
-    struct pollfd polled[MAX_POLLED] = {{.fd = signals, .events = POLLIN}};
-    size_t spans[MAX_SESSIONS], count = 1, channels = channel_poll(polled + 1);
+static void serve_once(int signals, int ready, struct session *command) {
+    struct pollfd polled[MAX_POLLED] = {{.fd = signals, .events = POLLIN}, {.fd = ready, .events = POLLIN}};
+    size_t spans[MAX_SESSIONS], count = 2, channels = channel_poll(polled + 2);
     count += channels;
     for (int i = 0; i < MAX_SESSIONS; i++) {
         spans[i] = sessions[i].state >= SESSION_RUNNING ? session_poll(&sessions[i], polled + count) : 0;
@@ -111,10 +111,11 @@ static void serve_once(int signals, struct session *command) {
     }
     if (poll(polled, count, timeout_ms(command)) < 0) return;
     if (polled[0].revents) read_signals(signals);
-    size_t at = 1 + channels;
+    if (polled[1].revents) ready_read(ready, command);
+    size_t at = 2 + channels;
     for (int i = 0; i < MAX_SESSIONS; at += spans[i++])
         if (sessions[i].state >= SESSION_RUNNING) session_serve(&sessions[i], polled + at, spans[i]);
-    channel_serve(polled + 1, channels);
+    channel_serve(polled + 2, channels);
     if (kill_at_ns && command->state == SESSION_RUNNING && now_ns() >= kill_at_ns) session_signal(command, SIGKILL);
 }
 
@@ -153,6 +154,7 @@ static const char *prepare(struct session *command, const struct cmdline *cmdlin
 }
 
 int main(void) {
+    if (getpid() != 1) return ready_tell();
     init_started_ns = now_ns();
     console = fcntl(2, F_DUPFD_CLOEXEC, 3);
     struct cmdline cmdline = {.prefix = -1};
@@ -164,8 +166,9 @@ int main(void) {
         problem = prepare(command, &cmdline);
     }
     channel_configure(cmdline.channel);
+    int ready = problem ? -1 : ready_offer();
     if (problem) session_fail(command, EXIT_RUNTIME, problem);
     else session_start(command);
-    while (command->state != SESSION_EXITED || !is_over(command)) serve_once(signals, command);
+    while (command->state != SESSION_EXITED || !is_over(command)) serve_once(signals, ready, command);
     end_machine();
 }

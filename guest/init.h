@@ -102,6 +102,7 @@ struct session {
     size_t report_size;
     uint64_t exec_ns;
     bool ready, ready_sent;
+    bool told, told_sent; /* the command says that it is ready */
     int32_t code, signal;
     bool oom, exit_sent, closed;
     uint64_t exited_ns;
@@ -138,6 +139,11 @@ const char *rootfs_early(void);
 const char *rootfs_mount(const struct cmdline *cmdline);
 const char *rootfs_enter(void);
 void rootfs_leave(void);
+
+/* ready.c */
+int ready_offer(void);
+void ready_read(int fd, struct session *command);
+int ready_tell(void);
 
 /* network.c */
 void network_loopback(void);

@@ -18,7 +18,7 @@ import pytest
 
 from castoff.disk.clone import Drive, Role
 from castoff.errors import Unavailable
-from castoff.vmm.channel import Exit, GuestChannel, Output
+from castoff.vmm.channel import Exit, GuestChannel, Output, Ready, Told
 from castoff.vmm.guest import GuestFile, GuestSettings
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.qemu import QemuVmm
@@ -297,6 +297,25 @@ async def test_a_client_that_dies_loses_nothing(guests: Guests) -> None:
                         assert event.code == 4
         whole = b"".join(said[at] for at in range(len(said)))
         assert whole == "".join(f"{number}\n" for number in range(1, count + 1)).encode()
+        assert await booted.ended() == 0
+
+
+async def test_a_command_tells_that_it_is_ready(guests: Guests) -> None:
+    """Whoever it runs as, before any output, once however often; a client that comes later is told too."""
+    script = "/dev/castoff/ready && /dev/castoff/ready && read word && echo $word; ls -l /dev/castoff/* | cut -c1-10"
+    async with guests.boot("ready", "sh", "-c", script, user="app", env=("PATH=/bin",), stdin=True) as booted:
+        events = booted.channel.events()
+        async with asyncio.timeout(30):
+            assert isinstance(await anext(events), Ready)
+            assert isinstance(await anext(events), Told)
+        await booted.channel.close()
+        async with await GuestChannel.connect(booted.handle, 20) as channel:
+            await channel.send_stdin(b"word\n")
+            seen = [event async for event in channel.events()]
+            assert [type(event) for event in seen[:2]] == [Ready, Told]
+            said = b"".join(event.data for event in seen if isinstance(event, Output))
+            assert said.split() == [b"word", b"prw--w--w-", b"-rwxr-xr-x"]
+            assert sum(isinstance(event, Told) for event in seen) == 1
         assert await booted.ended() == 0
 
 

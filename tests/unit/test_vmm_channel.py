@@ -54,9 +54,18 @@ def decode(*pieces: bytes) -> list[frames.GuestFrame]:
 
 def test_frames_come_out_whole_however_they_are_cut() -> None:
     """At every cut in two, and byte by byte; what came before the welcome is skipped."""
-    stream = b"rest of a predecessor's" + welcome(NONCE) + READY + data(7, b"abc") + end(10, stream=2) + exited(3, message=b"why")
+    stream = (
+        b"rest of a predecessor's"
+        + welcome(NONCE)
+        + READY
+        + frame(22)
+        + data(7, b"abc")
+        + end(10, stream=2)
+        + exited(3, message=b"why")
+    )
     expected = [
         frames.Ready(0, 1_000_000_000, 50_000_000, 1_200_000_000),
+        frames.Told(0),
         frames.Data(0, 1, 7, b"abc"),
         frames.End(0, 2, 10),
         frames.Exit(0, 3, 0, False, "why"),

@@ -19,7 +19,7 @@ from castoff.machine.records import MachineRecords
 from castoff.machine.removal import remove_machine
 from castoff.rootfs.context import ProviderContext
 from castoff.timeline import step
-from castoff.vmm.channel import Exit, GuestChannel, Output, Ready
+from castoff.vmm.channel import Exit, GuestChannel, Output, Ready, Told
 from castoff.vmm.process import last_lines
 from castoff.vmm.vmm import VmmHandle
 
@@ -116,7 +116,7 @@ class Machine:
                 event = await anext(self._events, None)
             if isinstance(event, Exit):
                 self._exit = event
-            if isinstance(event, Output) or (isinstance(event, Exit) and event.code == 0):
+            if isinstance(event, Output | Told) or (isinstance(event, Exit) and event.code == 0):
                 self._is_ready()
             if isinstance(event, Output):
                 yield event
@@ -184,7 +184,7 @@ class Machine:
         await self.close()
 
     def _is_ready(self) -> None:
-        """It has said its first word, or was done without one: what it was started for, it does."""
+        """It has said its first word, or that it is ready, or was done without: what it was started for, it does."""
         if self._hydration is not None:
             self._hydration.ready()
 

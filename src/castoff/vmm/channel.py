@@ -24,7 +24,7 @@ from castoff.vmm.guest import GuestSettings, encode_settings
 if TYPE_CHECKING:
     from castoff.vmm.vmm import VmmHandle
 
-__all__ = ["Event", "Exit", "GuestChannel", "GuestSession", "Output", "Ready"]
+__all__ = ["Event", "Exit", "GuestChannel", "GuestSession", "Output", "Ready", "Told"]
 
 _ACKNOWLEDGE_EVERY: Final = 64 * 1024
 _MAX_EVENTS: Final = 4096
@@ -46,6 +46,11 @@ class Ready:
     init_seconds: float
     driver_seconds: float
     exec_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The command, or something that it started, ran ``/dev/castoff/ready``: it does what it is there for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Exit:
     message: str
 
 
-Event = Ready | Output | Exit
+Event = Ready | Told | Output | Exit
 
 
 class GuestSession:
@@ -83,7 +88,7 @@ class GuestSession:
     def __init__(self, channel: GuestChannel, number: int) -> None:
         self._channel = channel
         self._number = number
-        self._events: deque[Ready | Exit | frames.Data] = deque()
+        self._events: deque[Ready | Told | Exit | frames.Data] = deque()
         self._wake = asyncio.Event()
         self._received: dict[int, int | None] = {1: None, 2: None}
         self._taken = {1: 0, 2: 0}
@@ -193,6 +198,8 @@ class GuestSession:
                 self._receive_acknowledge(frame.offset)
             case frames.Ready():
                 self._events.append(Ready(frame.init_ns / 1e9, frame.drivers_ns / 1e9, frame.exec_ns / 1e9))
+            case frames.Told():
+                self._events.append(Told())
             case frames.Exit():
                 self._events.append(Exit(frame.code, frame.signal, frame.out_of_memory, frame.message))
         self.wake()

@@ -24,6 +24,7 @@ __all__ = [
     "Exit",
     "GuestFrame",
     "Ready",
+    "Told",
     "encode_acknowledge",
     "encode_close",
     "encode_data",
@@ -57,7 +58,7 @@ frame buffer hold is far less."""
 _MAX_MESSAGE: Final = 512
 
 _HELLO, _DATA, _END_OF_INPUT, _ACKNOWLEDGE, _SIGNAL, _RESIZE, _SETTINGS, _START, _CLOSE, _SHUTDOWN = range(1, 11)
-_WELCOME, _READY, _OUTPUT, _END_OF_OUTPUT, _TAKEN, _EXIT = range(16, 22)
+_WELCOME, _READY, _OUTPUT, _END_OF_OUTPUT, _TAKEN, _EXIT, _TOLD = range(16, 23)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,13 @@ class Ready:
     init_ns: int
     drivers_ns: int
     exec_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The command says that it is ready for what it is there for."""
+
+    session: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class Exit:
     message: str
 
 
-GuestFrame = Ready | Data | End | Acknowledge | Exit
+GuestFrame = Ready | Told | Data | End | Acknowledge | Exit
 
 
 def _frame(kind: int, payload: bytes = b"", *, stream: int = 0, session: int = 0) -> bytes:
@@ -239,6 +247,8 @@ def _decode(kind: int, stream: int, session: int, payload: bytes) -> GuestFrame:
                 return Acknowledge(session, *_U64.unpack(payload))
             case 17:
                 return Ready(session, *struct.unpack("<QQQ", payload))
+            case 22 if not payload:
+                return Told(session)
             case 21 if len(payload) <= 12 + _MAX_MESSAGE:
                 code, signal, flags = struct.unpack_from("<iiI", payload)
                 if 0 <= code <= 255 and 0 <= signal <= 64:
