@@ -111,6 +111,7 @@ async def test_nothing_refers_to_it() -> None:
         f'<{API}?page=1>; rel="next"',
         f"<{API}?page=1>;rel=next",
         '<?page=1>; title="x"; rel="next"',
+        f'<{API}?page=7>; rel="prev", <{API}?page=1>; rel="next"; title="x"',
         f'<http://elsewhere.example{API}?page=1>; rel="next"',  # asked for at the registry itself all the same
     ],
 )

@@ -22,8 +22,12 @@ from castoff.image.url import Url
 
 __all__ = ["Referrer", "Referrers", "read_referrers", "read_tag_index", "referrers_of", "referrers_tag"]
 
-_NEXT = re.compile(r"""\s*<([^>]*)>\s*;[^<]*\brel="?next"?(?=[\s;,]|\Z)""")
+_LINK = re.compile(r"<([^>]*)>([^<]*)")
+_IS_NEXT = re.compile(r""";\s*rel="?next"?\s*(?:[;,]|\Z)""")
 
+# docker-registry has nothing at all under a tag whose manifest is of a type that is not asked for: an image that somebody
+# put there would be taken for no list, and written over.
+_ANYTHING = ", ".join([media.OCI_INDEX, media.OCI_MANIFEST, media.DOCKER_LIST, media.DOCKER_MANIFEST])
 MAX_PAGES: Final = 16
 MAX_REFERRERS: Final = 4096
 """Referrers of one image that are looked at, over all pages."""
@@ -88,7 +92,7 @@ async def read_tag_index(client: RegistryClient, subject: Digest, *, limit: int)
         Unavailable, Unauthorized, LimitExceeded: As of :meth:`RegistryClient.read`.
     """
     try:
-        data, _ = await client.read(_what(subject), f"manifests/{referrers_tag(subject)}", media.OCI_INDEX, limit)
+        data, _ = await client.read(_what(subject), f"manifests/{referrers_tag(subject)}", _ANYTHING, limit)
     except NotFound:
         return None
     return data
@@ -113,25 +117,25 @@ async def _ask_registry(client: RegistryClient, subject: Digest, limit: int) -> 
         if path == first and headers.get_content_type() != media.OCI_INDEX:
             return None
         rows += referrers_of(_what(subject), data)
-        following = _next_page(client, headers.get("Link"), first)
+        following = _next_page(client, ", ".join(headers.get_all("Link", [])), first)
         if following is None or len(rows) > MAX_REFERRERS:
             return Referrers(tuple(rows[:MAX_REFERRERS]), "registry", left_out=len(rows) > MAX_REFERRERS)
         path = following
     return Referrers(tuple(rows), "registry", left_out=True)
 
 
-def _next_page(client: RegistryClient, link: str | None, first: str) -> str | None:
+def _next_page(client: RegistryClient, links: str, first: str) -> str | None:
     """The path of the next page within the repository (RFC 8288, as the spec's "Link" header); None: this is the last.
 
     Raises:
         Invalid: It lies elsewhere than the list.
     """
-    match = _NEXT.match(link or "")
-    if match is None:
+    target = next((match[1] for match in _LINK.finditer(links) if _IS_NEXT.search(match[2])), None)
+    if target is None:
         return None
     own = f"/v2/{client.endpoint.repository}/"
     base = Url(client.endpoint.origin("https"), own + first)  # the scheme falls away: only the target is used
-    path = Url.parse(match[1], base=base).target
+    path = Url.parse(target, base=base).target
     if not path.startswith(f"{own}{first}?"):
         raise Invalid(f"{client.endpoint.host} continues its list of referrers at {path[:100]!r}", hint="which is no part of it")
     return path.removeprefix(own)
