@@ -93,10 +93,10 @@ def wait_for(what: str, ready: Callable[[], bool], process: subprocess.Popen[byt
 
 
 @contextlib.contextmanager
-def registry(directory: Path) -> Iterator[Registry]:
+def registry(directory: Path, *, port: int = 0) -> Iterator[Registry]:
     """A docker-registry for the block; what ``directory`` held before it serves again."""
     directory.mkdir(parents=True, exist_ok=True)
-    config, log, port = directory / "config.yml", directory / "log", free_port()
+    config, log, port = directory / "config.yml", directory / "log", port or free_port()
     config.write_text(
         "version: 0.1\n"
         "log: {level: warn}\n"

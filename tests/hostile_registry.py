@@ -35,6 +35,8 @@ class Seen:
     range: str | None
     body: str = ""
     query: dict[str, str] = field(default_factory=dict)
+    scopes: list[str] = field(default_factory=list)
+    """All values of the query's ``scope``."""
 
 
 class HostileRegistry:
@@ -87,7 +89,15 @@ class HostileRegistry:
         body = (await request.read()).decode()
         headers = request.headers
         self.requests.append(
-            Seen(request.method, request.path, headers.get("Authorization"), headers.get("Range"), body, dict(request.query))
+            Seen(
+                request.method,
+                request.path,
+                headers.get("Authorization"),
+                headers.get("Range"),
+                body,
+                dict(request.query),
+                request.query.getall("scope", []),
+            )
         )
         document = self._documents.get(request.path)
         for fault in list(self.faults):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from castoff.errors import DigestMismatch, NotFound
@@ -24,6 +25,10 @@ from castoff.image.transport import Transport
 from castoff.image.upload import Upload, has_blob
 
 __all__ = ["Pushed", "RegistryWriter"]
+
+
+_MOUNTS = 3
+"""Repositories that a blob is asked for before it is sent: a refusal costs a round trip, and leaves an upload behind."""
 
 
 class Pushed(enum.StrEnum):
@@ -75,11 +80,27 @@ class RegistryWriter:
         if await self.has_blob(blob):
             return Pushed.PRESENT
         upload = Upload(self.client, blob, self._settings, sent)
-        for source in mount_from:
-            if source != self.reference.repository and await upload.mount(source):
-                return Pushed.MOUNTED
+        if await self._mount(upload, mount_from):
+            return Pushed.MOUNTED
         await upload.run()
         return Pushed.SENT
+
+    async def adopt_blob(self, blob: OutgoingBlob, *, mount_from: Sequence[str] = ()) -> Pushed | None:
+        """The same without sending anything: None where the repository has it not, and the registry takes it from no other."""
+        if await self.has_blob(blob):
+            return Pushed.PRESENT
+        upload = Upload(self.client, blob, self._settings)
+        try:
+            return Pushed.MOUNTED if await self._mount(upload, mount_from) else None
+        finally:
+            await upload.abandon()
+
+    async def _mount(self, upload: Upload, mount_from: Sequence[str]) -> bool:
+        others = (source for source in mount_from if source != self.reference.repository)
+        for source in islice(others, _MOUNTS):
+            if await upload.mount(source):
+                return True
+        return False
 
     async def put_manifest(self, what: str, data: bytes, media_type: str, *, tag: str | None = None) -> bool:
         """Puts a manifest under its digest, or a tag.

@@ -2,7 +2,8 @@
 
 Source: OCI distribution spec 1.1, spec.md, "Pushing Manifests with Subject" and "Referrers Tag Schema". The list is an
 image index; other tools keep their entries in it too, so what is not ours stays as it stands, field by field. Nothing
-locks it: whoever writes last wins, so after a write it is read again, and written again where our entry is gone.
+locks it: whoever read it before we wrote, and writes after us, takes our entry away. So it is read again once every such
+writer must be through, and written again where our entry is gone.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from typing import Any
 
-from castoff.errors import Conflict, Invalid
+from castoff.errors import Conflict, Invalid, NotFound
 from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.digest import Digest
@@ -21,9 +23,15 @@ from castoff.image.referrers import MAX_REFERRERS, read_tag_index, referrers_tag
 
 __all__ = ["add_referrer"]
 
-_TRIES = 8
-_PAUSE = 0.2
-"""Seconds: the ceiling of the first random pause after somebody else's write."""
+_TRIES = 12
+_PAUSE = 0.1
+"""Seconds: the ceiling of the first random pause after somebody else's write; doubles with each."""
+_SETTLED = 4
+"""Times that our own reading and writing took, after which others who read before we wrote have written."""
+_SHORTEST, _LONGEST = 0.05, 3.0
+"""Seconds that are waited for it at least, at most."""
+
+_Rows = list[dict[str, Any]]
 
 
 async def add_referrer(client: RegistryClient, subject: Digest, entry: dict[str, Any], *, limit: int) -> None:
@@ -35,19 +43,24 @@ async def add_referrer(client: RegistryClient, subject: Digest, entry: dict[str,
         Unauthorized, Unavailable: The registry refuses, or does not answer.
     """
     for attempt in range(_TRIES):
+        began = time.monotonic()
         data = await read_tag_index(client, subject, limit=limit)
         rows = _rows(subject, data)
         if any(row.get("digest") == entry["digest"] for row in rows):
             return
         if len(rows) >= MAX_REFERRERS:
             raise Invalid(f"{len(rows)} manifests refer to {subject}, which is as many as are looked at")
-        if attempt:
-            await asyncio.sleep(random.random() * _PAUSE * 2**attempt)
-        await _write(client, subject, [*rows, entry], data)
+        await _write(client, subject, rows, entry, data)
+        await asyncio.sleep(min(max(_SETTLED * (time.monotonic() - began), _SHORTEST), _LONGEST))
+        if any(
+            row.get("digest") == entry["digest"] for row in _rows(subject, await read_tag_index(client, subject, limit=limit))
+        ):
+            return
+        await asyncio.sleep(random.random() * _PAUSE * 2 ** min(attempt, 5))
     raise Conflict(f"the list of what refers to {subject} is changed by others all the time", hint="publish again later")
 
 
-def _rows(subject: Digest, data: bytes | None) -> list[dict[str, Any]]:
+def _rows(subject: Digest, data: bytes | None) -> _Rows:
     if data is None:
         return []
     what = f"the list of what refers to {subject}"
@@ -55,11 +68,35 @@ def _rows(subject: Digest, data: bytes | None) -> list[dict[str, Any]]:
     return list(decode_json(what, data, dict[str, Any])["manifests"])
 
 
-async def _write(client: RegistryClient, subject: Digest, rows: list[dict[str, Any]], before: bytes | None) -> None:
+async def _write(client: RegistryClient, subject: Digest, rows: _Rows, entry: dict[str, Any], before: bytes | None) -> None:
+    """Writes the list; a registry that refuses it, since manifests of others in it are gone, gets it without those."""
     index = decode_json("the list", before, dict[str, Any]) if before else {"schemaVersion": 2, "mediaType": media.OCI_INDEX}
-    data = json.dumps({**index, "manifests": rows}, separators=(",", ":")).encode()
-    what = f"the list of what refers to {subject}"
+    try:
+        await _put(client, subject, {**index, "manifests": [*rows, entry]})
+    except (Invalid, NotFound):
+        left = [
+            row for row, there in zip(rows, await asyncio.gather(*(_is_there(client, row) for row in rows)), strict=True) if there
+        ]
+        if len(left) == len(rows):
+            raise
+        await _put(client, subject, {**index, "manifests": [*left, entry]})
+
+
+async def _put(client: RegistryClient, subject: Digest, index: dict[str, Any]) -> None:
+    data = json.dumps(index, separators=(",", ":")).encode()
+    what, path = f"the list of what refers to {subject}", f"manifests/{referrers_tag(subject)}"
     headers = {"Content-Type": media.OCI_INDEX}
-    path = f"manifests/{referrers_tag(subject)}"
     async with await client.open(what, "PUT", path, headers, client.backoff(), body=data, good=(201,)):
         pass
+
+
+async def _is_there(client: RegistryClient, row: dict[str, Any]) -> bool:
+    digest = str(row["digest"])
+    headers = {"Accept": ", ".join(sorted(media.MANIFESTS | media.INDEXES))}
+    try:
+        async with await client.open(digest[:80], "HEAD", f"manifests/{Digest.parse(digest)}", headers, client.backoff()):
+            return True
+    except NotFound:
+        return False
+    except Invalid:
+        return True  # of another algorithm than sha256: not ours to judge

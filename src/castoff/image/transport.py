@@ -214,6 +214,9 @@ class Transport:
         except _FAILURES as error:  # TimeoutError, the socket's or asyncio's, is an OSError
             wire.close()
             raise _broken(url.origin, error) from error
+        except BaseException:  # a body that cannot be read
+            wire.close()
+            raise
         return Response(url, answer, wire, self)
 
     async def _wire(self, origin: Origin) -> _Wire:

@@ -9,10 +9,11 @@ was committed by a PUT whose answer was lost.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 
-from castoff.errors import Invalid, NotFound, Unavailable
+from castoff.errors import CastoffError, Invalid, NotFound, Unavailable
 from castoff.image.client import RegistryClient
 from castoff.image.outgoing import Body, OutgoingBlob
 from castoff.image.retry import Backoff
@@ -82,6 +83,13 @@ class Upload:
             if response.status == 202:  # the spec's other answer: an upload like any
                 self._begun(response)
             return response.status == 201
+
+    async def abandon(self) -> None:
+        """Ends a session that a mount that failed began, so that the registry keeps nothing of it."""
+        if self._location is not None:
+            with contextlib.suppress(CastoffError):  # the registry forgets it in time
+                async with await self._open("DELETE", self._location, good=(200, 202, 204, 404)):
+                    self._location = None
 
     async def run(self) -> None:
         """Sends the blob, in as many tries as the settings allow without progress.
