@@ -22,7 +22,7 @@ from castoff.errors import CastoffError
 from castoff.hydrate.hot_fill import HotFill
 from castoff.hydrate.hot_stream import HotPackStream
 from castoff.hydrate.profile_file import read_profile
-from castoff.hydrate.record import FrontKind, HotPackRecord
+from castoff.hydrate.record import HotPackRecord
 from castoff.hydrate.recorder import ProfileRecorder
 from castoff.hydrate.scheduler import Scheduler
 from castoff.hydrate.served import Served
@@ -90,7 +90,7 @@ class BootProfiles:
             served: The rootfs.
             fresh: No hydrator before this one has served it: only then is its boot recorded.
         """
-        if fresh and served.record.front is not FrontKind.NONE:
+        if fresh:
             layers = [Digest.parse(layer.diff_id) for layer in served.record.layers]
             served.recorder = ProfileRecorder(self._store.root, _image(served), served.map, layers)
         self._served[served] = asyncio.create_task(self._prefetch(served))

@@ -1,40 +1,18 @@
-"""Messages between the hydrator and those who ask it: JSON with descriptors beside it, over a unix SOCK_SEQPACKET socket.
-
-A message is whole or not at all (the socket keeps their bounds), at most 64 KiB, with at most four descriptors.
-"""
+"""Messages between the hydrator and those who ask it: JSON with descriptors beside it (castoff.hydrate.descriptors)."""
 
 from __future__ import annotations
 
-import array
 import asyncio
-import contextlib
-import os
 import socket
-import struct
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from castoff.errors import Invalid, Unauthorized
+from castoff.errors import Invalid
+from castoff.hydrate import descriptors as packets
 
-__all__ = ["Channel", "address"]
-
-_LARGEST = 64 << 10
-_DESCRIPTORS = 4
-_INT = array.array("i").itemsize
-_CREDENTIALS = struct.Struct("3i")
-
-
-@contextlib.contextmanager
-def address(path: Path) -> Iterator[str]:
-    """``path`` as a socket's name, for the block: through its directory's descriptor, since a name has 107 bytes at most."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
+__all__ = ["Channel"]
 
 
 class Channel:
@@ -44,13 +22,6 @@ class Channel:
         connection.setblocking(False)
         self._socket = connection
 
-    def authorize(self) -> None:
-        """Raises Unauthorized unless the other end is root's or this user's."""
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, uid, _ = _CREDENTIALS.unpack(credentials)
-        if uid not in (0, os.geteuid()):
-            raise Unauthorized(f"uid {uid} may not speak to the hydrator of uid {os.geteuid()}")
-
     async def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Sends a message; the descriptors stay open here.
 
@@ -58,15 +29,15 @@ class Channel:
             OSError: The other end is gone.
         """
         data = msgspec.json.encode(message)
-        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         while True:
             try:
-                self._socket.sendmsg([data], beside)
-                return
+                packets.send(self._socket, data, descriptors)
             except BlockingIOError:
                 await self._until(writable=True)
+            else:
+                return
 
-    async def receive(self) -> tuple[dict[str, Any], list[int]] | None:
+    async def receive(self) -> tuple[dict[str, Any], tuple[int, ...]] | None:
         """The next message and its descriptors, which are the caller's to close; None at the end.
 
         Raises:
@@ -75,25 +46,17 @@ class Channel:
         """
         while True:
             try:
-                data, beside, flags, _ = self._socket.recvmsg(
-                    _LARGEST, socket.CMSG_SPACE(_DESCRIPTORS * _INT), socket.MSG_CMSG_CLOEXEC
-                )
+                data, descriptors = packets.receive(self._socket)
                 break
             except BlockingIOError:
                 await self._until(writable=False)
-        descriptors = _received(beside)
-        try:
-            if not data and not descriptors:
+            except EOFError:
                 return None
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise Invalid("a message to the hydrator is too long")
+        try:
             return msgspec.json.decode(data, type=dict[str, Any]), descriptors
         except msgspec.MsgspecError as error:
-            _close(descriptors)
+            packets.close_all(descriptors)
             raise Invalid(f"a message to the hydrator is broken: {error}") from error
-        except BaseException:
-            _close(descriptors)
-            raise
 
     def close(self) -> None:
         """Closes the connection. Idempotent."""
@@ -113,16 +76,3 @@ class Channel:
             await ready
         finally:
             remove(self._socket)
-
-
-def _received(beside: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    descriptors = array.array("i")
-    for level, kind, data in beside:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(data[: len(data) - len(data) % _INT])
-    return descriptors.tolist()
-
-
-def _close(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

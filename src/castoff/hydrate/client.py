@@ -20,9 +20,9 @@ import msgspec
 
 from castoff import errors, timeline
 from castoff.errors import CastoffError, Code, Internal, Unavailable
-from castoff.hydrate.channel import Channel, address
+from castoff.hydrate import descriptors, keeper_client
+from castoff.hydrate.channel import Channel
 from castoff.hydrate.record import HotPackRecord
-from castoff.hydrate.start import start_hydrator
 from castoff.image.digest import Digest
 from castoff.image.settings import ImageSettings
 
@@ -46,7 +46,7 @@ class Attached:
     """A rootfs that is served from now on. The VMM inherits ``descriptors``; close them here once it was started."""
 
     descriptors: tuple[int, ...]
-    """The front's and the fill descriptor, close-on-exec here; none where the front is none."""
+    """The front's and the fill descriptor, close-on-exec here."""
 
     def close(self) -> None:
         """Closes this process' copies. Idempotent."""
@@ -88,7 +88,7 @@ async def wake(state: Path) -> None:
     if connection is not None:
         connection.close()
     else:
-        start_hydrator(state)
+        await asyncio.to_thread(_start, state)
 
 
 async def attach(state: Path, directory: Path) -> Attached:
@@ -106,8 +106,8 @@ async def attach(state: Path, directory: Path) -> Attached:
         Unavailable: The hydrator does not answer.
     """
     with timeline.step("hydrate.attach"):
-        _, descriptors = await _ask(state, {"do": "attach", "directory": str(directory)}, start=True)
-        return Attached(tuple(descriptors))
+        _, found = await _ask(state, {"do": "attach", "directory": str(directory)}, start=True)
+        return Attached(found)
 
 
 async def expect(state: Path, image: Digest, hot_pack: HotPackRecord, registry: ImageSettings) -> None:
@@ -175,7 +175,7 @@ class _NotRunning(Exception):
     """There is no hydrator."""
 
 
-async def _ask(state: Path, message: dict[str, Any], *, start: bool) -> tuple[dict[str, Any], list[int]]:
+async def _ask(state: Path, message: dict[str, Any], *, start: bool) -> tuple[dict[str, Any], tuple[int, ...]]:
     async with _connected(state, start=start) as channel:
         try:
             async with asyncio.timeout(_ANSWER):
@@ -187,10 +187,10 @@ async def _ask(state: Path, message: dict[str, Any], *, start: bool) -> tuple[di
             raise Unavailable(f"the hydrator of {state} hung up: {error.strerror}", hint=f"see {state}/hydrate/log") from error
         if found is None:
             raise Unavailable(f"the hydrator of {state} ended", hint=f"try again; see {state}/hydrate/log")
-        answer, descriptors = found
+        answer, theirs = found
         if "error" in answer:
             raise _failure(answer["error"])
-        return answer, descriptors
+        return answer, theirs
 
 
 @asynccontextmanager
@@ -208,7 +208,7 @@ async def _connected(state: Path, *, start: bool) -> AsyncIterator[Channel]:
 
 
 async def _started(state: Path) -> socket.socket:
-    start_hydrator(state)
+    await asyncio.to_thread(_start, state)
     deadline = time.monotonic() + _START
     while (connection := _connect(state)) is None:
         if time.monotonic() > deadline:
@@ -217,18 +217,22 @@ async def _started(state: Path) -> socket.socket:
     return connection
 
 
-def _connect(state: Path) -> socket.socket | None:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+def _start(state: Path) -> None:
+    """By way of the keeper, which starts it again whenever it dies while it has something to serve; blocks."""
+    keeper = keeper_client.connect(state)
     try:
-        with address(socket_path(state)) as name:
-            connection.connect(name)
+        keeper.start_hydrator()
+    finally:
+        keeper.close()
+
+
+def _connect(state: Path) -> socket.socket | None:
+    try:
+        return descriptors.connect(socket_path(state))
     except (FileNotFoundError, ConnectionRefusedError):
-        connection.close()
         return None
     except OSError as error:
-        connection.close()
         raise Unavailable(f"the hydrator of {state} cannot be asked: {error.strerror}", hint="does it belong to you?") from error
-    return connection
 
 
 def _failure(error: Any) -> CastoffError:

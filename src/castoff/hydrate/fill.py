@@ -9,10 +9,10 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from castoff.hydrate.segments import Segment
 from castoff.hydrate.served import Served
-from castoff.hydrate.state import PRESENT
 
 __all__ = ["Filler"]
 
@@ -52,22 +52,30 @@ class Filler:
             takers = [
                 (served, row)
                 for served, rows in segment.takers.items()
-                if (row := rows.get(number)) is not None and served.states.begin(row)
+                if (row := rows.get(number)) is not None and served.begin(row)
             ]
             if data is None and not takers:
                 return
+            work = loop.run_in_executor(self._pool, _place, segment, number, data, takers)
+            segment.filling += 1
+            work.add_done_callback(partial(self._placed, segment, takers))
             try:
-                await asyncio.shield(loop.run_in_executor(self._pool, _place, segment, number, data, takers))
+                await asyncio.shield(work)
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
                 await self._wait_for_room(takers or [(served, 0) for served in segment.takers], str(error))
             else:
                 return
-            finally:
-                for served, row in takers:
-                    if served.states[row] == PRESENT:
-                        self._filled(served, row)
+
+    def _placed(self, segment: Segment, takers: Takers, work: asyncio.Future[None]) -> None:
+        """In any case, and whoever waits or was cancelled: the thread has done what it could."""
+        segment.filling -= 1
+        for served, row in takers:
+            if served.end(row):
+                self._filled(served, row)
+        if not work.cancelled():
+            work.exception()  # seen; whoever waits for it is told
 
     async def _wait_for_room(self, takers: Takers, why: str) -> None:
         for served, _ in takers:

@@ -66,8 +66,12 @@ class LazyFront(Protocol):
         """Ends its threads. Requests stay where they are, for a successor over the same descriptors. Blocks."""
         ...
 
+    def abandon(self) -> None:
+        """The machine is gone, its rootfs whole or not: lets go. Ends ``complete`` where that is under way. Blocks."""
+        ...
+
     def close(self) -> None:
-        """Closes the descriptors (this process' copies), after ``complete`` or ``stop``."""
+        """Closes the descriptors (this process' copies), after ``complete``, ``stop`` or ``abandon``."""
         ...
 
 

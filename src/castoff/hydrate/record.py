@@ -21,6 +21,7 @@ import msgspec
 from castoff.errors import Invalid, NotFound
 from castoff.hydrate.settings import HydrateSettings
 from castoff.image.settings import ImageSettings
+from castoff.sources.settings import SourceSettings
 from castoff.store.durable import replace_file
 
 __all__ = [
@@ -54,8 +55,6 @@ class FrontKind(enum.StrEnum):
     """``root.ext4`` itself is the machine's drive; the kernel asks before each access (Linux 6.14 and newer)."""
     FUSE = "fuse"
     """A read-only file of a FUSE mount; ``root.ext4`` is behind it and is filled the same way."""
-    NONE = "none"
-    """To nobody: there is no ``root.ext4``, the rows are only brought into the layers' segments (preloading)."""
 
 
 class LazyLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,6 +98,8 @@ class LazyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     hydrate: HydrateSettings = HydrateSettings()
     registry: ImageSettings = ImageSettings()
     """How the repository is reached: the hydrator outlives whoever had the configuration."""
+    sources: SourceSettings = SourceSettings()
+    """How patiently it is read."""
 
 
 def write_record(directory: Path, record: LazyRecord) -> None:

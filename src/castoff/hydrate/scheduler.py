@@ -22,7 +22,6 @@ from typing import Any
 from castoff.errors import CastoffError, Unavailable
 from castoff.hydrate.fill import Filler
 from castoff.hydrate.origin import Origin
-from castoff.hydrate.record import FrontKind
 from castoff.hydrate.segments import Segment
 from castoff.hydrate.served import Served
 from castoff.hydrate.state import ABSENT, PRESENT
@@ -217,7 +216,7 @@ class Scheduler:
         if served.states.complete or not settings.background:
             return []
         begin = served.began + settings.background_after
-        if not served.is_ready and served.record.front is not FrontKind.NONE and now < begin:
+        if not served.is_ready and now < begin:
             wake.append(begin)
             return []
         allowed = self._limited.get(served, 0.0)

@@ -31,6 +31,7 @@ class Segment:
         index: The layer's.
         takers: Who wants chunks of it, and which row of theirs each is.
         coming: Chunks that are being fetched or are queued to be.
+        filling: Threads that write it or share it now.
         origins: Where they can be fetched from.
     """
 
@@ -57,6 +58,7 @@ class Segment:
         """Here, and not flushed yet."""
         self.takers: dict[Served, dict[int, int]] = {}
         self.coming: set[int] = set()
+        self.filling = 0
         self.origins: list[Origin] = []
 
     def has(self, number: int) -> bool:
@@ -67,6 +69,11 @@ class Segment:
     def unflushed(self) -> int:
         """Chunks that are here without a bit that says so."""
         return len(self._written)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nobody needs it, now or soon."""
+        return not (self.takers or self.coming or self.filling)
 
     def length(self, number: int) -> int:
         """Bytes of a chunk."""

@@ -44,10 +44,13 @@ class Served:
     Args:
         directory: Its files.
         record: Its ``lazy.json``.
+        front: How it is served.
         missed: Called in the event loop with rows that a guest waits for.
     """
 
-    def __init__(self, directory: Path, record: LazyRecord, missed: Callable[[Served, list[int]], None]) -> None:
+    def __init__(
+        self, directory: Path, record: LazyRecord, front: LazyFront, missed: Callable[[Served, list[int]], None]
+    ) -> None:
         """Reads map and state; blocks.
 
         Raises:
@@ -60,7 +63,7 @@ class Served:
         self.states = ChunkStates(directory / STATE, self.map)
         self.segments: list[Segment] = []
         """Of the record's layers, in its order."""
-        self.front: LazyFront | None = None
+        self.front = front
         self.recorder: Recorder | None = None
         self.prefetch: deque[int] = deque()
         """Rows to fetch before anything else that nobody waits for, in order."""
@@ -68,6 +71,10 @@ class Served:
         """Rows behind a miss, which come before those of ``prefetch``."""
         self.began = time.monotonic()
         self.is_ready = False
+        self.is_ending = False
+        """It is complete, and being let go of."""
+        self.is_released = False
+        """Nothing is fetched for it any more."""
         self.gone = False
         self.last_request = 0.0
         """time.monotonic() of the guest's last request that missed."""
@@ -79,6 +86,9 @@ class Served:
         self._requests = 0
         self._background: list[int] = []
         self._full = ""
+        self._filling = 0
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     # On the front's thread.
 
@@ -100,8 +110,7 @@ class Served:
         """
         segment, number = self.segments[self.map.layer_of[row]], self.map.layer_chunk_of[row]
         try:
-            if self.front is not None:
-                _place(segment, number, self.front.descriptors.fill, self.map.chunk_of[row] * CHUNK)
+            _place(segment, number, self.front.descriptors.fill, self.map.chunk_of[row] * CHUNK)
         except BaseException:
             self.states.abandon(row)
             raise
@@ -132,6 +141,25 @@ class Served:
             waiting.rows.discard(row)
             if not waiting.rows:
                 self._end(waiting, 0)
+
+    def begin(self, row: int) -> bool:
+        """The row is going to be filled, and ``end`` called; False where it is not to be."""
+        if self.gone or not self.states.begin(row):
+            return False
+        self._filling += 1
+        self._settled.clear()
+        return True
+
+    def end(self, row: int) -> bool:
+        """Filling has ended; whether the row is present."""
+        self._filling -= 1
+        if not self._filling:
+            self._settled.set()
+        return self.states[row] == PRESENT
+
+    async def settled(self) -> None:
+        """Waits until nothing is being filled: then descriptors may be closed."""
+        await self._settled.wait()
 
     def is_awaited(self, row: int) -> bool:
         """Whether a guest waits for the row."""
