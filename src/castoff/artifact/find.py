@@ -186,8 +186,9 @@ class _Search:
             return []  # moved or removed since the image was resolved
         if not isinstance(document, Index):
             return []
-        rows = referrers_of(str(place), data)
-        return [row for row in rows if row.artifact_type == SIGNATURE_TYPE and is_for(row.annotations, self.image.digest)]
+        # By their annotations: skopeo 1.9 writes an index anew when it copies one, and leaves every artifactType out.
+        rows = [row for row in referrers_of(str(place), data) if is_for(row.annotations, self.image.digest)]
+        return [replace(row, artifact_type=SIGNATURE_TYPE) for row in rows]
 
 
 class _Annotated(msgspec.Struct):

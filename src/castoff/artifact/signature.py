@@ -89,8 +89,8 @@ def signature_manifest(signature: Signature, *, media_type: str, size: int) -> b
 
 
 def is_for(annotations: Mapping[str, str], image: Digest) -> bool:
-    """Whether they say of themselves that they hold a signature for ``image``."""
-    return annotations.get(IMAGE) == str(image)
+    """Whether they say of themselves that they are a signature's for ``image``."""
+    return KEY in annotations and annotations.get(IMAGE) == str(image)
 
 
 def read_signature(annotations: Mapping[str, str]) -> Signature:
