@@ -1,4 +1,4 @@
-"""The hydrator's process: ``python -m castoff.hydrate STATE``, started by the keeper.
+"""The hydrator's process: ``python -m castoff.hydrate --state STATE``, started by the keeper.
 
 It ends when it has had nothing to serve for a while; killed at any instant, its successor goes on (castoff.hydrate.handover).
 """
@@ -68,7 +68,10 @@ async def _run(found: Inheritance) -> None:
 
 def main() -> int:
     """Runs it; the exit status."""
-    state = Path(sys.argv[1]).absolute()
+    if len(sys.argv) != 3 or sys.argv[1] != "--state":
+        print("usage: python -m castoff.hydrate --state STATE", file=sys.stderr)
+        return 2
+    state = Path(sys.argv[2]).absolute()
     threading.excepthook = _die
     sys.setswitchinterval(_SWITCH)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
