@@ -103,9 +103,10 @@ class FanotifyFront:
     def stop(self) -> None:
         """See castoff.hydrate.front."""
         self._over.set()
-        if self._thread is not None:
+        thread = self._thread  # another thread may stop it at the same time: of a machine that goes when it is whole
+        if thread is not None:
             os.eventfd_write(self._stop, 1)
-            self._thread.join()
+            thread.join()
             self._thread = None
 
     def abandon(self) -> None:
