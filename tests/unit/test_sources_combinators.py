@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import pytest
@@ -15,7 +15,7 @@ from castoff.fakes.chunk_source import FakeChunkSource
 from castoff.image.digest import Digest
 from castoff.sources.chain import ChainSource
 from castoff.sources.limit import LimitedSource
-from castoff.sources.merge import Emit, merged
+from castoff.sources.merge import merged
 from castoff.sources.quarantine import Quarantine
 from castoff.sources.race import RaceSource
 from castoff.sources.ranges import Cutter, coalesce
@@ -208,7 +208,7 @@ async def test_merged_jobs_end_with_the_first_failure() -> None:
     running = most = 0
     ended: list[int] = []
 
-    async def job(number: int, emit: Emit[int]) -> None:
+    async def job(number: int) -> AsyncGenerator[int, None]:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -216,25 +216,23 @@ async def test_merged_jobs_end_with_the_first_failure() -> None:
             await asyncio.sleep(0.001 * number)
             if number == 5:
                 raise ValueError("five")
-            await emit(number)
+            yield number
             if number > 5:
                 await asyncio.sleep(30)
         finally:
             running -= 1
             ended.append(number)
 
-    from functools import partial
-
     seen = []
     with pytest.raises(ValueError, match="five"):
-        async for number in merged([partial(job, number) for number in range(9)], at_once=3):
+        async for number in merged([job(number) for number in range(9)], at_once=3):
             seen.append(number)  # noqa: PERF401 - as above
     assert set(range(5)) <= set(seen)
     assert most == 3
     assert running == 0
-    assert [number async for number in merged([partial(job, 1)], at_once=5)] == [1]
-    no_jobs: list[Callable[[Emit[int]], object]] = []
-    assert [number async for number in merged(no_jobs, at_once=5)] == []  # type: ignore[arg-type]
+    assert [number async for number in merged([job(1)], at_once=5)] == [1]
+    nothing: list[AsyncGenerator[int, None]] = []
+    assert [number async for number in merged(nothing, at_once=5)] == []
 
 
 def test_neighbours_are_grouped() -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
@@ -86,6 +87,21 @@ class _Wire:
         self._answer = self._client.getresponse()
         return self._answer
 
+    def read_now(self, limit: int) -> tuple[bytes, BaseException | None] | None:
+        """The body, and what broke it off; None where it has more than ``limit`` bytes, or does not tell."""
+        answer = self._answer
+        if answer is None or answer.length is None or answer.length > limit:
+            return None
+        parts, failure = [], None
+        try:
+            self.hurry()
+            while part := answer.read1(_RECEIVE):
+                parts.append(part)
+                self.hurry()
+        except _FAILURES as error:
+            failure = error
+        return b"".join(parts), failure
+
     def is_reusable(self) -> bool:
         if self._client.sock is None:
             return False
@@ -100,19 +116,31 @@ class _Wire:
         self.sock.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A body that was read with the headers, as far as it came."""
+
+    data: bytes
+    length: int
+    failure: BaseException | None
+
+
 class Response:
     """An answer whose body is not read yet; an async context manager that gives its connection back."""
 
-    def __init__(self, url: Url, answer: http.client.HTTPResponse, wire: _Wire, transport: Transport) -> None:
+    def __init__(
+        self, url: Url, answer: http.client.HTTPResponse, wire: _Wire, transport: Transport, whole: _Whole | None = None
+    ) -> None:
         self.url = url
         self.status = answer.status
         self.headers = answer.headers
-        self.length = answer.length
+        self.length = answer.length if whole is None else whole.length
         """Bytes of the body, None where it is not told."""
+        self._whole = whole
         self._answer = answer
         self._wire = wire
         self._transport = transport
-        self._seen = 0
+        self._seen = 0 if whole is None else len(whole.data)
         self._failure: BaseException | None = None
         self._closed = False
 
@@ -137,7 +165,18 @@ class Response:
 
     def pieces(self) -> AsyncGenerator[bytes, None]:
         """The body in pieces of at most a MiB, as they come; raises Broken where it ends early or falls silent."""
+        if self._whole is not None:
+            return self._given(self._whole)
         return read_ahead(self._read_batch, stop=lambda: shut(self._wire.sock), executor=self._transport.threads)
+
+    async def _given(self, whole: _Whole) -> AsyncGenerator[bytes, None]:
+        """A body that was read with the answer's headers."""
+        if whole.data:
+            yield whole.data
+        if whole.failure is not None:
+            raise _broken(self.url.origin, whole.failure) from whole.failure
+        if len(whole.data) < whole.length:
+            raise _ended(self.url.origin, len(whole.data), whole.length)
 
     def _read_batch(self) -> list[bytes]:
         if self._failure is not None:
@@ -159,7 +198,7 @@ class Response:
             self._failure = error  # what came before it is good and goes on first
         self._seen += size
         if not parts and self.length is not None and self._seen < self.length:
-            raise Broken(f"{self.url.origin} closed the connection after {self._seen} of {self.length} bytes")
+            raise _ended(self.url.origin, self._seen, self.length)
         return [b"".join(parts)] if len(parts) > 8 else parts  # TLS gives 16 KiB at a time
 
     async def __aenter__(self) -> Response:
@@ -184,11 +223,14 @@ class Transport:
     Args:
         settings: Time limits and authorities.
         quick_ack: Have the kernel acknowledge what comes at once: for many small answers, each of which somebody waits for.
+        small: Bytes of an answer's body up to which it is read by the thread that reads its headers: each change of threads
+            costs a turn of a busy processor.
     """
 
-    def __init__(self, settings: ImageSettings, *, quick_ack: bool = False) -> None:
+    def __init__(self, settings: ImageSettings, *, quick_ack: bool = False, small: int = 0) -> None:
         self._settings = settings
         self._quick_ack = quick_ack
+        self._small = small
         self.patience = 4 * settings.read_timeout
         """Seconds that the whole of a small answer may take."""
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="castoff-http")
@@ -209,15 +251,25 @@ class Transport:
         wire = await self._wire(url.origin)
         try:
             # Headers may drip for ever; a long body has time in proportion, and each of its pieces a limit of its own.
-            async with asyncio.timeout(2 * self._settings.read_timeout + int(headers.get("Content-Length", 0)) / _SLOWEST):
-                answer = await self._in_thread(wire, lambda: wire.exchange(method, url, headers, body))
+            long = int(headers.get("Content-Length", 0)) + self._small
+            async with asyncio.timeout(2 * self._settings.read_timeout + long / _SLOWEST):
+                answer, whole = await self._in_thread(wire, lambda: self._exchange(wire, method, url, headers, body))
         except _FAILURES as error:  # TimeoutError, the socket's or asyncio's, is an OSError
             wire.close()
             raise _broken(url.origin, error) from error
         except BaseException:  # a body that cannot be read
             wire.close()
             raise
-        return Response(url, answer, wire, self)
+        return Response(url, answer, wire, self, whole)
+
+    def _exchange(
+        self, wire: _Wire, method: str, url: Url, headers: Mapping[str, str], body: bytes | Iterable[bytes] | None
+    ) -> tuple[http.client.HTTPResponse, _Whole | None]:
+        answer = wire.exchange(method, url, headers, body)
+        length = answer.length
+        if not self._small or not length or (found := wire.read_now(self._small)) is None:
+            return answer, None
+        return answer, _Whole(found[0], length, found[1])
 
     async def _wire(self, origin: Origin) -> _Wire:
         idle = self._idle.get(origin, [])
@@ -272,6 +324,10 @@ class Transport:
             wire.close()
         self._idle.clear()
         self.threads.shutdown(wait=False)
+
+
+def _ended(origin: Origin, seen: int, length: int) -> Broken:
+    return Broken(f"{origin} closed the connection after {seen} of {length} bytes")
 
 
 def _broken(origin: Origin, error: BaseException) -> Broken:

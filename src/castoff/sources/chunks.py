@@ -15,19 +15,20 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
+from typing import TypeAlias
 
 from castoff.errors import CastoffError, Internal, Invalid
 from castoff.image.digest import Digest
 from castoff.layers.index import LayerIndex, LocationKind
 from castoff.layers.pack import chunk_size, unpack_chunk, verify_chunk
 from castoff.sources.chain import ChainSource
-from castoff.sources.merge import Emit, merged
 from castoff.sources.quarantine import Quarantine
 from castoff.sources.source import ByteRange, ChunkSource, Piece
 
 __all__ = ["ChunkReader", "WrongBytes"]
 
 _REMEMBERED = 100
+_Results: TypeAlias = "asyncio.Queue[tuple[ByteRange, bytes] | None]"
 
 
 class WrongBytes(Invalid):
@@ -72,7 +73,7 @@ class ChunkReader:
         """
         for pack, left in _places(index, numbers).items():
             while left:  # each turn ends with fewer left, with a source in quarantine, or by raising
-                async with aclosing(merged([partial(self._read, index, pack, dict(left))], at_once=1)) as chunks:
+                async with aclosing(self._read(index, pack, dict(left))) as chunks:
                     async for place, chunk in chunks:
                         yield left.pop(place), chunk
 
@@ -82,12 +83,31 @@ class ChunkReader:
         self._threads.shutdown(wait=False)
 
     async def _read(
-        self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int], emit: Emit[tuple[ByteRange, bytes]]
-    ) -> None:
-        """Emits the chunks that were right; raises the source's failure when these are through."""
+        self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int]
+    ) -> AsyncGenerator[tuple[ByteRange, bytes], None]:
+        """The chunks that were right; raises the source's failure when these are through."""
+        if len(places) == 1:  # somebody waits for it: a task and a queue would be a third of its cost
+            async with aclosing(self._source.read(pack, list(places))) as pieces:
+                async for piece in pieces:
+                    chunk = await self._check(index, places[piece.range], piece)
+                    if chunk is not None:
+                        yield piece.range, chunk
+            return
+        results: _Results = asyncio.Queue(self._depth)
+        reading = asyncio.create_task(self._read_many(index, pack, places, results))
+        try:
+            while (result := await results.get()) is not None:
+                yield result
+            await reading
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read_many(self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int], results: _Results) -> None:
+        """Checks pieces while others come in; None after the last result, and then the source's failure is raised."""
         turns = asyncio.Semaphore(self._depth)
         checks: list[asyncio.Task[None]] = []
-        failure: CastoffError | None = None
+        failure: Exception | None = None
 
         async def check(piece: Piece) -> None:
             try:
@@ -95,7 +115,7 @@ class ChunkReader:
             finally:
                 turns.release()
             if chunk is not None:
-                await emit((piece.range, chunk))
+                await results.put((piece.range, chunk))
 
         try:
             try:
@@ -106,11 +126,13 @@ class ChunkReader:
             except CastoffError as error:
                 failure = error
             await asyncio.gather(*checks)
-        except BaseException:
+        except Exception as error:
+            failure = error
+        finally:
             for task in checks:
                 task.cancel()
             await asyncio.gather(*checks, return_exceptions=True)
-            raise
+        await results.put(None)
         if failure is not None:
             raise failure
 

@@ -1,18 +1,16 @@
-"""Several jobs at a time whose results come out of one generator."""
+"""Several generators at a time, whose results come out of one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
-__all__ = ["Emit", "Job", "merged"]
+__all__ = ["merged"]
 
 T = TypeVar("T")
-Emit: TypeAlias = Callable[[T], Awaitable[None]]
-"""Hands a result on; waits while the consumer is behind."""
-Job: TypeAlias = Callable[[Emit[T]], Awaitable[None]]
 
 _DEPTH = 8  # results that wait for the consumer
 
@@ -22,30 +20,41 @@ class _End:
     failure: BaseException | None = None
 
 
-async def merged(jobs: Sequence[Job[T]], *, at_once: int) -> AsyncGenerator[T, None]:
-    """Runs ``jobs``, ``at_once`` at a time in their order, and yields what they emit; raises the first failure.
+async def merged(generators: Sequence[AsyncGenerator[T, None]], *, at_once: int) -> AsyncGenerator[T, None]:
+    """Runs ``generators``, ``at_once`` at a time in their order, and yields what they yield; raises the first failure.
 
-    Jobs are cancelled, and have ended, before it raises, or is left early.
+    They are closed before it raises, or when it is left early.
     """
-    results: asyncio.Queue[T | _End] = asyncio.Queue(_DEPTH)
-    waiting = iter(jobs)
+    if len(generators) == 1:  # most reads: a chunk that somebody waits for; tasks and queues would be half of its cost
+        async with aclosing(generators[0]) as results:
+            async for result in results:
+                yield result
+    elif generators:
+        async with aclosing(_merged(generators, at_once)) as results:
+            async for result in results:
+                yield result
+
+
+async def _merged(generators: Sequence[AsyncGenerator[T, None]], at_once: int) -> AsyncGenerator[T, None]:
+    queue: asyncio.Queue[T | _End] = asyncio.Queue(_DEPTH)
+    waiting = iter(generators)
 
     async def work() -> None:
-        for job in waiting:
-            await job(results.put)
+        for generator in waiting:
+            async with aclosing(generator) as results:
+                async for result in results:
+                    await queue.put(result)
 
     async def oversee() -> None:
         done, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         failure = next((error for task in done if (error := task.exception()) is not None), None)
         await _end(pending)
-        await results.put(_End(failure))
+        await queue.put(_End(failure))
 
-    if not jobs:
-        return
-    workers = [asyncio.create_task(work()) for _ in range(min(at_once, len(jobs)))]
+    workers = [asyncio.create_task(work()) for _ in range(min(at_once, len(generators)))]
     overseer = asyncio.create_task(oversee())
     try:
-        while not isinstance(result := await results.get(), _End):
+        while not isinstance(result := await queue.get(), _End):
             yield result
         if result.failure is not None:
             raise result.failure

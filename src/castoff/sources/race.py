@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import partial
 
 from castoff.errors import CastoffError, Internal, Unavailable
 from castoff.image.digest import Digest
 from castoff.sources.failure import failure_of
-from castoff.sources.merge import Emit, merged
+from castoff.sources.merge import merged
 from castoff.sources.quarantine import Quarantine
 from castoff.sources.source import ByteRange, ChunkSource, Located, Piece
 
@@ -62,8 +61,8 @@ class RaceSource:
         """
         heat = _Heat(dict.fromkeys(ranges), self._after)
         runners = self._runners()
-        jobs = [partial(heat.run, number, source, pack) for number, source in enumerate(runners)]
-        async with aclosing(merged(jobs, at_once=max(len(jobs), 1))) as pieces:
+        runs = [heat.run(number, source, pack) for number, source in enumerate(runners)]
+        async with aclosing(merged(runs, at_once=len(runs))) as pieces:
             async for piece in pieces:
                 if piece.range in heat.left:
                     del heat.left[piece.range]
@@ -92,7 +91,7 @@ class _Heat:
         self._after = after
         self._failed = asyncio.Condition()
 
-    async def run(self, number: int, source: ChunkSource, pack: Digest, emit: Emit[Piece]) -> None:
+    async def run(self, number: int, source: ChunkSource, pack: Digest) -> AsyncGenerator[Piece, None]:
         """Runs one source, when it is its turn, for what is left then."""
         await self._turn(number)
         if not self.left:
@@ -100,7 +99,7 @@ class _Heat:
         try:
             async with aclosing(source.read(pack, list(self.left))) as pieces:
                 async for piece in pieces:
-                    await emit(piece)
+                    yield piece
         except Internal:
             raise
         except CastoffError as error:

@@ -50,9 +50,10 @@ class Cutter:
         """Whether all ranges were cut."""
         return not self._ranges
 
-    def feed(self, data: bytes) -> list[tuple[ByteRange, bytes]]:
-        """The ranges that are whole with the stream's next bytes."""
-        view, found = memoryview(data), []
+    def feed(self, data: bytes) -> list[tuple[ByteRange, bytes | memoryview]]:
+        """The ranges that are whole with the stream's next bytes; one that lies within ``data`` is not copied."""
+        view = memoryview(data)
+        found: list[tuple[ByteRange, bytes | memoryview]] = []
         end = self._at + len(view)
         while self._ranges and self._ranges[-1].start < end:
             one = self._ranges[-1]
@@ -61,7 +62,7 @@ class Cutter:
             self._size += len(part)
             if self._size < len(one):
                 break
-            found.append((one, b"".join(self._parts)))
+            found.append((one, part if len(self._parts) == 1 else b"".join(self._parts)))
             self._parts, self._size = [], 0
             self._ranges.pop()
         self._at = end

@@ -12,7 +12,6 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import partial
 
 import msgspec
 
@@ -28,7 +27,7 @@ from castoff.image.retry import Backoff
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Response, Transport
 from castoff.image.url import Url
-from castoff.sources.merge import Emit, merged
+from castoff.sources.merge import merged
 from castoff.sources.ranges import Cutter, coalesce
 from castoff.sources.settings import SourceSettings
 from castoff.sources.source import ByteRange, Located, Piece
@@ -37,6 +36,8 @@ __all__ = ["RegistrySource"]
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
 _SLOWEST = 16 << 10  # bytes a second; under this a request is as good as stalled
+_SMALL = 320 << 10  # bytes; a single chunk has no more
+_END_PATIENCE = 1.0  # seconds for the end of a body of which all is here
 _SKIPPED = 32 << 20  # bytes before the ranges that are read from a server which ignores Range
 
 
@@ -59,7 +60,7 @@ class RegistrySource:
         )
         registry, _, path = repository.partition("/")
         endpoint = endpoints_of(RegistryReference(registry, path), self._image)[-1]
-        self._transport = Transport(self._image, quick_ack=True)
+        self._transport = Transport(self._image, quick_ack=True, small=_SMALL)
         self._client = RegistryClient(endpoint, Keyring(self._image), self._transport, self._image)
         self._direct: dict[Digest, Url] = {}
         self.name = f"registry {repository}"
@@ -75,45 +76,52 @@ class RegistrySource:
 
     async def read(self, pack: Digest, ranges: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:
         """As the port says; neighbours in one request, several requests at a time."""
-        jobs = [partial(self._read_group, pack, group) for group in coalesce(ranges)]
-        async with aclosing(merged(jobs, at_once=self._settings.connections)) as pieces:
+        groups = [self._read_group(pack, group) for group in coalesce(ranges)]
+        async with aclosing(merged(groups, at_once=self._settings.connections)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def close(self) -> None:
         await self._transport.close()
 
-    async def _read_group(self, pack: Digest, group: Sequence[ByteRange], emit: Emit[Piece]) -> None:
+    async def _read_group(self, pack: Digest, group: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:
         """One request's ranges, over as many requests as it takes."""
         backoff = self._client.backoff()
         left = list(group)
         while left:
             try:
-                await self._request(pack, left, emit, backoff)
+                async with aclosing(self._request(pack, left, backoff)) as pieces:
+                    async for piece in pieces:
+                        del left[0]
+                        backoff.progressed()
+                        yield piece
             except Broken as error:
-                await backoff.wait(error)
+                if left:
+                    await backoff.wait(error)
 
-    async def _request(self, pack: Digest, left: list[ByteRange], emit: Emit[Piece], backoff: Backoff) -> None:
-        """One request; takes from ``left`` what came.
+    async def _request(self, pack: Digest, ranges: Sequence[ByteRange], backoff: Backoff) -> AsyncGenerator[Piece, None]:
+        """One request's ranges, in their order.
 
         Raises:
             Broken: It ended, or stalled, before its end.
         """
-        span = ByteRange(left[0].start, left[-1].end)
+        span = ByteRange(ranges[0].start, ranges[-1].end)
         clock = asyncio.get_running_loop().time
         deadline = clock() + 2 * self._settings.timeout + len(span) / _SLOWEST
         async with await self._open(pack, span, backoff) as response, aclosing(response.pieces()) as pieces:
-            cutter = Cutter(left, self._start(pack, span, response))
+            cutter = Cutter(ranges, self._start(pack, span, response))
             while not cutter.done:
                 data = await self._next(pieces, response, deadline)
                 if data is None:
                     raise Broken(f"{response.url.origin} ended {_what(pack)} before byte {span.end}", hint="try again later")
                 for one, found in cutter.feed(data):
-                    del left[0]
                     before = clock()
-                    await emit(Piece(one, found, self.name))
+                    yield Piece(one, found, self.name)
                     deadline += clock() - before  # the consumer's time, not the server's
-                    backoff.progressed()
+            if (
+                response.status == 206
+            ):  # its end comes with its last byte; and a body that was read to its end keeps the connection
+                await self._next(pieces, response, min(deadline, clock() + _END_PATIENCE))
 
     async def _next(self, pieces: AsyncGenerator[bytes, None], response: Response, deadline: float) -> bytes | None:
         try:
