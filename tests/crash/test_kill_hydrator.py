@@ -136,15 +136,16 @@ def wait_for_lines(reader: subprocess.Popen[str], count: int) -> None:
 def test_a_hydrator_killed_at_random_instants_has_a_successor(state: Path) -> None:
     """Its reader waits and goes on; every byte is right, those it wrote itself too; each death had a successor."""
     dice = random.Random(os.environ.get("CASTOFF_CRASH_SEED", "1"))
-    with host(state) as here:
-        reader = here.start_reader(inherits=True, rounds=KILLS)
-        for number in range(KILLS):
-            eventually(lambda number=number: len(here.hydrators()) == number + 1)  # type: ignore[misc]
-            wait_for_lines(reader, 60)  # it serves again
-            time.sleep(dice.random() * 0.05)
-            os.kill(here.hydrators()[-1], signal.SIGKILL)
-        assert outcome(reader) == (0, "right")
-        assert len(here.keepers()) == 1
+    for number in range(-(-KILLS // hydration.DEATHS)):
+        with host(state / str(number)) as here:
+            reader = here.start_reader(inherits=True)
+            for kill in range(1, hydration.DEATHS + 1):
+                eventually(lambda kill=kill, here=here: len(here.hydrators()) == kill)  # type: ignore[misc]
+                wait_for_lines(reader, 60)  # it serves again
+                time.sleep(dice.random() * 0.05)
+                os.kill(here.hydrators()[-1], signal.SIGKILL)
+            assert outcome(reader) == (0, "right")
+            assert len(here.keepers()) == 1
 
 
 def test_a_hydrator_that_dies_at_each_of_its_steps_has_a_successor(state: Path) -> None:
