@@ -1,0 +1,167 @@
+"""Lazy creates from end to end: one host publishes, another that has nothing boots before its data is here.
+
+A real registry, two state directories, real guests; whatever the guest reads is compared with the image, file by file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import daemons
+from castoff.layers.pack import HEAD
+from castoff.layers.toc import CHUNK
+from castoff.store.hydration import present_chunks
+from machines import Castoff, busybox_layer, castoff_state, eventually
+from oci_builder import BuiltImage, LayerTar, build_image, write_layout
+
+PACK_HEAD = len(HEAD)
+HASH_ALL = "cd /srv && find . -type f | sort | xargs sha256sum"
+
+
+def files() -> dict[str, bytes]:
+    """Of the upper layer: of many sizes, some of them large, compressible or not, and zeros."""
+    dice = random.Random(11)
+    found = {f"srv/{number}": dice.randbytes(dice.choice([0, 1, 4096, 60_000, 300_000])) for number in range(30)}
+    found |= {"srv/large": dice.randbytes(12 * CHUNK + 77), "srv/text": b"all work and no play\n" * 50_000}
+    return found | {"srv/zeros": bytes(5 * CHUNK), "srv/end": b"the end\n"}
+
+
+def image() -> BuiltImage:
+    """Busybox; a layer of files, of which the next hides and replaces some; and a small one on top."""
+    lower = LayerTar().directory("srv").file("srv/hidden", random.Random(5).randbytes(8 * CHUNK)).file("srv/0", b"old")
+    upper = LayerTar().directory("srv").whiteout("srv/hidden")
+    for name, data in files().items():
+        upper.file(name, data)
+    return build_image([busybox_layer(), lower, upper], cmd=["sh"], env=["PATH=/bin"])
+
+
+def hashes() -> list[str]:
+    """What HASH_ALL says of the image."""
+    return sorted(f"{hashlib.sha256(data).hexdigest()}  ./{name.removeprefix('srv/')}" for name, data in files().items())
+
+
+@dataclass(frozen=True)
+class Published:
+    """The image in the registry, its artifact beside it."""
+
+    reference: str
+    key: str
+    image: BuiltImage
+
+
+@pytest.fixture(name="published", scope="module")
+def _published(registry: daemons.Registry, kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Pushed by skopeo, published by a host of its own, which is gone by now."""
+    reference = f"{registry.host}/lazy/app:v1"
+    built = image()
+    layout = write_layout(tmp_path_factory.mktemp("layout") / "image", {"v1": built})
+    command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--preserve-digests"]
+    subprocess.run([*command, f"oci:{layout}:v1", f"docker://{reference}"], check=True, timeout=60)
+    with castoff_state(kernels) as publisher:
+        done = publisher("publish", reference)
+        assert done.returncode == 0, done.stderr
+        key = publisher("key", "show").stdout.decode().split()[0]
+    return Published(reference, key, built)
+
+
+@contextmanager
+def stranger(kernels: Path, published: Published, *, trusts: bool = True, **settings: Any) -> Iterator[Castoff]:
+    """A host that has nothing of the image."""
+    with castoff_state(kernels) as made:
+        config = made.state.parent / "config.toml"
+        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        castoff = replace(made, image=published.reference, config=config)
+        if trusts:
+            done = castoff("trust", "add", published.key)
+            assert done.returncode == 0, done.stderr
+        yield castoff
+
+
+def missing(castoff: Castoff, published: Published) -> int:
+    """Chunks that are not here, of all layers."""
+    layers = [castoff.state / "store" / "layers" / diff_id.removeprefix("sha256:") for diff_id in published.image.diff_ids]
+    return sum(int((~present_chunks(layer)).sum()) for layer in layers)
+
+
+def is_complete(castoff: Castoff) -> bool:
+    return all(layer["present"] for layer in castoff.json("image", "inspect", castoff.image)["layers"])
+
+
+def test_a_host_that_has_nothing_boots_and_every_byte_is_the_images(published: Published, kernels: Path) -> None:
+    """The guest runs while most is missing; whatever it reads then is right; what nobody reads never comes in."""
+    with stranger(kernels, published, **{"hydrate.background": False}) as castoff:
+        process = castoff.start(
+            "sh", "-c", f"echo up; cat >/dev/null; {HASH_ALL}", flags=["-i", "--lazy", "always"], stdin=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"up\n", process.stderr and process.stderr.read()
+            absent = missing(castoff, published)
+            said, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert (process.returncode, sorted(said.decode().splitlines())) == (0, hashes()), errors
+        assert absent > 12, "most of it came in before anybody read it"
+        eventually("what was read is in the store", lambda: missing(castoff, published) < absent - 12)
+        assert castoff.machines == []
+
+
+def test_preloading_makes_the_next_create_a_warm_one(published: Published, kernels: Path, tmp_path: Path) -> None:
+    """From the artifact, with nothing of the origin's blobs; `show` says where every part is, before and after."""
+    with stranger(kernels, published) as castoff:
+        before = castoff.json("rootfs", "show", castoff.image)
+        assert [(layer["chunks"], layer["complete"]) for layer in before["layers"]] == [(None, False)] * 3
+        assert before["artifact"]["repository"] == published.reference.rpartition(":")[0]
+        assert all(layer["pack_size"] and layer["origin_size"] for layer in before["layers"])
+        (tmp_path / "images").write_text(f"# what we run\n{castoff.image}  # the one\n\n")
+        (answer,) = castoff.json("preload", "--file", str(tmp_path / "images"), "--limit", "1G/s")
+        assert (answer["way"], answer["ready"]) == ("artifact", True)
+        assert answer["fetched"] == sum(layer["pack_size"] for layer in before["layers"]) - 3 * PACK_HEAD
+        (again,) = castoff.json("preload", castoff.image)
+        assert (again["way"], again["fetched"]) == ("here", 0)
+        after = castoff.json("rootfs", "show", castoff.image)
+        assert all(layer["complete"] and layer["here"] == layer["chunks"] for layer in after["layers"])
+        assert len(after["rootfs"]) == 1
+        done = castoff.run("sh", "-c", HASH_ALL, flags=["--timeline", str(tmp_path / "t.json")])
+        assert (done.returncode, sorted(done.stdout.decode().splitlines())) == (0, hashes()), done.stderr
+        names = {step["name"] for step in json.loads((tmp_path / "t.json").read_bytes())["steps"]}
+        assert not names & {"rootfs.conversion", "rootfs.lazy", "artifact.find", "rootfs.composition"}
+        damaged = castoff("rootfs", "verify", "--origin", castoff.image)
+        assert (damaged.returncode, damaged.stdout) == (0, b"3 checked, 0 damaged\n")
+
+
+def test_preloading_goes_on_with_the_other_images_and_says_which_failed(published: Published, kernels: Path) -> None:
+    """Exit code 1, a line for each; an image without an artifact that counts is converted, and a line says why."""
+    with stranger(kernels, published, trusts=False) as castoff:
+        done = castoff("preload", f"{castoff.image}-missing", castoff.image)
+        assert done.returncode == 1
+        assert done.stdout.decode().splitlines() == [
+            f"{castoff.image}-missing: failed",
+            f"{castoff.image}: converted from its layers",
+        ]
+        told = done.stderr.decode()
+        assert f"{castoff.image}-missing" in told
+        assert "castoff trust add" in told
+
+
+def test_an_artifact_by_a_key_that_is_not_trusted_is_as_if_it_were_not_there(published: Published, kernels: Path) -> None:
+    """auto converts, and says so; always refuses."""
+    with stranger(kernels, published, trusts=False) as castoff:
+        refused = castoff.run("true", flags=["--lazy", "always"])
+        assert refused.returncode == 125
+        assert b"no rootfs artifact that counts here" in refused.stderr
+        assert b"castoff trust add" in refused.stderr
+        done = castoff.run("cat", "/srv/end", flags=["--lazy", "auto"])
+        assert (done.returncode, done.stdout) == (0, b"the end\n"), done.stderr
+        assert b"castoff trust add" in done.stderr
+        assert is_complete(castoff)
