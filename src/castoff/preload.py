@@ -103,29 +103,33 @@ async def _from_artifact(
     from castoff.rootfs.remote import begin_layers
     from castoff.sources.chunks import ChunkReader
     from castoff.sources.limit import LimitedSource
+    from castoff.sources.quarantine import Quarantine
     from castoff.sources.registry import RegistrySource
 
-    only = _profile(image, store) if profile_only else None
+    only = await _profile(image, store, providers) if profile_only else None
     begun = await begin_layers([layer.diff_id for layer in image.layers], artifact, providers)
     with ExitStack() as pins:
         for layer in begun.values():
             pins.callback(layer.stored.pin.close)
-        source: ChunkSource = RegistrySource(artifact.repository, image=providers.image)
-        reader = ChunkReader(LimitedSource(source, limit) if limit else source)
+        source: ChunkSource = RegistrySource(artifact.repository, providers.sources, providers.image)
+        quarantine = Quarantine(providers.sources.quarantine)
+        reader = ChunkReader(LimitedSource(source, limit) if limit else source, quarantine)
         try:
             return await fetch_layers(tuple(begun.values()), reader, store, only=only)
         finally:
             await reader.close()
 
 
-def _profile(image: Image, store: Store) -> dict[Digest, list[int]]:
-    """The chunks that the image's boot profile names, by layer.
+async def _profile(image: Image, store: Store, providers: ProviderContext) -> dict[Digest, list[int]]:
+    """The chunks that the image's boot profile names, by layer: this host's, joined with the one that is published.
 
     Raises:
         NotFound: There is no profile.
     """
     from castoff.hydrate.profile_file import load_profile
+    from castoff.rootfs.boot_profile import adopted_profile
 
+    await adopted_profile(image, providers, stream=False)
     profile = load_profile(store, image.digest)
     if profile is None:
         raise NotFound(f"{image.reference} has no boot profile yet", hint="the first lazy boot of it anywhere makes one")

@@ -11,14 +11,18 @@ import asyncio
 import threading
 from pathlib import Path
 
-from castoff.artifact.keys import host_key
+from castoff.artifact.keys import HostKey, host_key
+from castoff.artifact.manifest import Subject
 from castoff.artifact.pin import push_index
 from castoff.artifact.publish import Published, publish_artifact
 from castoff.artifact.repository import parse_repository
+from castoff.artifact.trust import load_trust
 from castoff.config import Config
 from castoff.create import opened
 from castoff.errors import Invalid
-from castoff.image.image import Layer, Platform
+from castoff.hydrate.profile_file import load_profile
+from castoff.hydrate.sharing import Sharing, share_profile
+from castoff.image.image import Image, Layer, Platform
 from castoff.image.push import RegistryWriter
 from castoff.image.reference import Reference, RegistryReference, parse_reference
 from castoff.image.source import ImageSource
@@ -28,6 +32,7 @@ from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.conversion import convert_layer
 from castoff.store.builds import uninterrupted
 from castoff.store.layers import StoredLayer
+from castoff.store.store import Store
 from castoff.timeline import step
 
 __all__ = ["publish"]
@@ -56,6 +61,7 @@ async def publish(
         async with opened(reference, platform, config=config, store=store) as (source, image):
             packing = _Packing(source, providers)
             found = await publish_artifact(image, writer, store=store.root, packer=packing, key=key)
+            await _share_profile(image, writer, key, store)
         if index:
             assert isinstance(image_reference, RegistryReference)
             pinned = await push_index(writer, image_reference, found, limit=config.image.max_manifest_size)
@@ -64,6 +70,17 @@ async def publish(
         await writer.close()
     await store.keep_to_limit()
     return found
+
+
+async def _share_profile(image: Image, writer: RegistryWriter, key: HostKey, store: Store) -> None:
+    """Publishes what this host's machines of the image recorded, where that is news."""
+    if await asyncio.to_thread(load_profile, store, image.digest) is None:
+        return
+    stored = [store.layer(diff_id) for diff_id in dict.fromkeys(layer.diff_id for layer in image.layers)]  # pinned
+    layers = {layer.diff_id: (layer.segment, await asyncio.to_thread(read_index, layer.index)) for layer in stored if layer}
+    trust = await asyncio.to_thread(load_trust, store.state)
+    subject = Subject(image.media_type, image.digest, image.size)
+    await share_profile(Sharing(store.root, writer, key, trust, subject, layers))
 
 
 def _target(reference: Reference, to: str | None) -> RegistryReference:

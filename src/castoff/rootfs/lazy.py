@@ -18,7 +18,7 @@ from castoff.artifact.artifact import Artifact
 from castoff.disk.clone import Drive, Role
 from castoff.disk.files import created
 from castoff.disk.overlay import OverlayClone
-from castoff.errors import CastoffError, NotFound, Unsupported
+from castoff.errors import CastoffError, NotFound, Unavailable, Unsupported
 from castoff.hydrate.client import attach, detach, wake
 from castoff.hydrate.record import CLONE, FrontKind, HotPackRecord, LazyLayer, LazyRecord, write_record
 from castoff.image.image import Image
@@ -37,6 +37,9 @@ from castoff.store.machines import MachineRootfs, write_machine_rootfs
 from castoff.store.rootfs import RootfsName, layered_key
 
 __all__ = ["LazyRootfs", "locate_lazily"]
+
+_PROFILE_PATIENCE = 0.5
+"""Seconds that a create waits for a boot profile when it has all else: longer than that it gains nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class LazyRootfs:
             publish=self.context.artifact.publish == "auto",
             hydrate=self.context.hydrate,
             registry=self.context.image,
+            sources=self.context.sources,
         )
 
 
@@ -141,7 +145,8 @@ async def _locate(request: RootfsRequest, context: ProviderContext) -> LazyRootf
         artifact = await trusted_artifact(request.image, context)
         await wake(context.store.state)  # it starts while the indexes come in
         remote = await begin_layers([layer.diff_id for layer in request.image.layers], artifact, context)
-        hot_pack = await profile
+        done, _ = await asyncio.wait({profile}, timeout=_PROFILE_PATIENCE)
+        hot_pack = profile.result() if done else None
     finally:
         profile.cancel()
         await asyncio.gather(profile, return_exceptions=True)
@@ -151,11 +156,20 @@ async def _locate(request: RootfsRequest, context: ProviderContext) -> LazyRootf
 
 
 async def release_lazily(machine_id: str, front: str, context: ProviderContext) -> None:
-    """The hydrator lets go of a machine's clone. Idempotent."""
+    """The hydrator lets go of a machine's clone. Idempotent.
+
+    It lets go by itself of machines whose directory is gone, so what keeps it from listening keeps no machine here.
+    """
     from castoff.hydrate import fuse_mount
     from castoff.hydrate.fuse import MOUNT
 
-    await detach(context.store.state, machine_id)
+    try:
+        try:
+            await detach(context.store.state, machine_id)
+        except Unavailable:  # it has just died; its successor knows the machine
+            await detach(context.store.state, machine_id)
+    except Unavailable as error:
+        context.notice(f"machine {machine_id} is removed unheard: {error}")
     if front == FrontKind.FUSE:
         # Where no hydrator runs any more, nobody has unmounted what it served; a directory with a mount cannot be deleted.
         await asyncio.to_thread(fuse_mount.unmount, context.store.machines / machine_id / MOUNT)
