@@ -59,6 +59,7 @@ class Host:
             config.layers,
             image=config.image,
             artifact=config.artifact,
+            sources=config.sources,
             hydrate=config.hydrate,
             converted=self._converted,
             notice=notice,

@@ -13,6 +13,7 @@ from castoff.image.image import Image
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
 from castoff.rootfs.settings import RootfsSettings
+from castoff.sources.settings import SourceSettings
 from castoff.store.store import Store
 
 __all__ = ["ProviderContext"]
@@ -28,6 +29,7 @@ class ProviderContext:
         limits: What converting one layer may cost.
         image: How to reach registries.
         artifact: Where rootfs artifacts are looked for.
+        sources: How patiently chunks are fetched.
         hydrate: How the chunks of lazy root filesystems come in.
         converted: Told of an image whose layers had to be converted: its artifact is not there yet.
         notice: Told a line for people where the answer is not what they may expect: an artifact that nobody trusts.
@@ -38,6 +40,7 @@ class ProviderContext:
     limits: Limits = field(default_factory=Limits)
     image: ImageSettings = field(default_factory=ImageSettings)
     artifact: ArtifactSettings = field(default_factory=ArtifactSettings)
+    sources: SourceSettings = field(default_factory=SourceSettings)
     hydrate: HydrateSettings = field(default_factory=HydrateSettings)
     converted: Callable[[Image], None] = lambda image: None
     notice: Callable[[str], None] = lambda line: None
