@@ -19,7 +19,7 @@ COMPLETE_VARIABLE = "_CASTOFF_COMPLETE"
 COMMANDS = {
     "run": "Run a command in a new machine made from an image.",
     "rootfs": "Build, list, show, remove and verify bootable root filesystems.",
-    "publish": "Publish an image's root filesystem, so that any host boots it before its data is there.",
+    "publish": "Publish the rootfs artifact of an image, so that any host can boot it before its data is there.",
     "preload": "Make images ready, so that their machines start at once.",
     "profile": "Look at boot profiles: what machines of an image read before they were ready.",
     "image": "Look at images and what of them is here.",
