@@ -18,8 +18,12 @@ from typing import Any
 import pytest
 
 import daemons
+from castoff.ext4.compose import compose
+from castoff.image.digest import Digest
+from castoff.layers.index import read_index
 from castoff.layers.pack import HEAD
 from castoff.layers.toc import CHUNK
+from castoff.rootfs.composition import layer_tables
 from castoff.store.hydration import present_chunks
 from machines import Castoff, busybox_layer, castoff_state, eventually
 from oci_builder import BuiltImage, LayerTar, build_image, write_layout
@@ -114,6 +118,49 @@ def test_a_host_that_has_nothing_boots_and_every_byte_is_the_images(published: P
         assert absent > 12, "most of it came in before anybody read it"
         eventually("what was read is in the store", lambda: missing(castoff, published) < absent - 12)
         assert castoff.machines == []
+
+
+def test_what_comes_in_is_seen_and_the_next_create_is_a_warm_one(published: Published, kernels: Path, tmp_path: Path) -> None:
+    """`rootfs list` tells how far it is; when all is here the clone is a plain file; the timeline shows fetch beside boot."""
+    with stranger(kernels, published) as castoff:
+        flags = ["-i", "--lazy", "always", "--timeline", str(tmp_path / "lazy.json")]
+        process = castoff.start("sh", "-c", f"echo up; cat >/dev/null; {HASH_ALL}", flags=flags, stdin=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"up\n"
+            (machine,) = castoff.machines
+            assert json.loads((machine / "machine.json").read_bytes())["lazy"]
+            eventually("the background fetches the rest", lambda: not (machine / "lazy.state").exists())
+            assert json.loads((machine / "lazy.json").read_bytes())["complete"]
+            (row,) = castoff.json("rootfs", "list")
+            assert (row["hydrated"], row["machines"], row["reference"]) == (1, [machine.name], castoff.image)
+            assert missing(castoff, published) == hidden(castoff, published), "what no file of the image has was fetched"
+            said, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert (process.returncode, sorted(said.decode().splitlines())) == (0, hashes()), errors
+        steps = {step["name"]: step for step in json.loads((tmp_path / "lazy.json").read_bytes())["steps"]}
+        assert steps["hydrate.fill"]["started"] < steps["vmm.qemu"]["started"] < steps["machine.boot"]["ended"]
+        assert steps["hydrate.boot"]["ended"] > steps["machine.boot"]["started"]
+        assert steps["hydrate.fill"]["attributes"]["here"] == steps["hydrate.fill"]["attributes"]["chunks"]
+        assert castoff.machines == []
+
+        done = castoff.run("sh", "-c", HASH_ALL, flags=["--timeline", str(tmp_path / "next.json")])
+        assert (done.returncode, sorted(done.stdout.decode().splitlines())) == (0, hashes()), done.stderr
+        names = {step["name"] for step in json.loads((tmp_path / "next.json").read_bytes())["steps"]}
+        assert not names & {"rootfs.conversion", "rootfs.lazy", "artifact.find", "hydrate.fill"}
+        (row,) = castoff.json("rootfs", "list")
+        assert row["hydrated"] == 1
+        assert castoff("store", "verify").returncode == 0
+
+
+def hidden(castoff: Castoff, published: Published) -> int:
+    """Chunks of layers that no file of the image has."""
+    layers = [Digest.parse(diff_id) for diff_id in published.image.diff_ids]
+    tables = [(layer, layer_tables(castoff.state / "store" / "layers" / layer.hex)) for layer in layers]
+    composition = compose(tables)
+    zero = [read_index(castoff.state / "store" / "layers" / layer.hex / "index").zero for layer in layers]
+    return sum(int((~composition.live_chunks(number) & ~zero[number]).sum()) for number in range(len(layers)))
 
 
 def test_preloading_makes_the_next_create_a_warm_one(published: Published, kernels: Path, tmp_path: Path) -> None:
