@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +35,12 @@ _KEEP_SIZE = 1
 
 
 class HaveMap:
-    """The bits of one layer's ``have``, to be read and added to. Close it."""
+    """The bits of one layer's ``have``, to be read and added to, from any thread. Close it."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptor = descriptor
+        self._lock = threading.Lock()
         self._have, self._bits = self._read()
 
     @classmethod
@@ -129,12 +131,13 @@ class HaveMap:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """For the block, which takes microseconds, nobody else adds; what others have added is known in it."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        try:
-            self.refresh()
-            yield
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        with self._lock:  # threads that share this object share the flock
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            try:
+                self.refresh()
+                yield
+            finally:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def _read(self) -> tuple[Have, bytearray]:
         size = os.fstat(self._descriptor).st_size
