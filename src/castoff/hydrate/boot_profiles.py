@@ -18,7 +18,7 @@ from castoff.artifact.keys import host_key
 from castoff.artifact.profiles import open_hot_pack
 from castoff.artifact.repository import parse_repository
 from castoff.artifact.trust import load_trust
-from castoff.errors import CastoffError
+from castoff.errors import CastoffError, NotFound
 from castoff.hydrate.hot_fill import HotFill
 from castoff.hydrate.hot_stream import HotPackStream
 from castoff.hydrate.profile_file import read_profile
@@ -34,6 +34,8 @@ from castoff.image.endpoint import endpoints_of
 from castoff.image.push import RegistryWriter
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Transport
+from castoff.store.hydration import present_chunks
+from castoff.store.layers import layer_path
 from castoff.store.store import Store
 
 __all__ = ["BootProfiles"]
@@ -75,8 +77,12 @@ class BootProfiles:
         """Whether a profile is being published, or a hot pack comes in for a rootfs that is to be attached soon."""
         return bool(self._sharing or self._coming)
 
-    def expect(self, image: Digest, hot_pack: HotPackRecord, registry: ImageSettings) -> None:
-        """A rootfs of the image will be attached soon: its hot pack begins to come in. Twice is once."""
+    async def expect(self, image: Digest, hot_pack: HotPackRecord, registry: ImageSettings) -> None:
+        """A rootfs of the image will be attached soon: its hot pack begins to come in, unless most of it is here already."""
+        if image not in self._coming and not await asyncio.to_thread(self._is_mostly_here, image):
+            self._begin(image, hot_pack, registry)
+
+    def _begin(self, image: Digest, hot_pack: HotPackRecord, registry: ImageSettings) -> None:
         if image in self._coming:
             return
         stream = HotPackStream(_pieces(image, hot_pack, registry), image=image, size=hot_pack.size)
@@ -145,8 +151,8 @@ class BootProfiles:
         except CastoffError as error:
             served.say(f"the boot profile cannot be used: {error}")
             profile = None
-        if hot_pack is not None:
-            self.expect(image, hot_pack, served.record.registry)
+        if hot_pack is not None and image not in self._coming and not await asyncio.to_thread(self._is_mostly_here, image):
+            self._begin(image, hot_pack, served.record.registry)
         coming = self._coming.get(image)
         if coming is not None:
             if coming.taken is None:
@@ -159,13 +165,39 @@ class BootProfiles:
             layers = [Digest.parse(layer.diff_id) for layer in served.record.layers]
             self._scheduler.prefetch(served, profile.rows(served.map.rows, layers).tolist())
 
+    def _is_mostly_here(self, image: Digest) -> bool:
+        """Whether the store has at least half of what the image's profile names; blocks.
+
+        What is missing then is cheaper to fetch by itself, after a machine of the image ran here before.
+        """
+        try:
+            profile = read_profile(self._store.root, image)
+            if profile is None:
+                return False
+            wanted: dict[Digest, list[int]] = {}
+            for chunk in profile.chunks:
+                wanted.setdefault(chunk.diff_id, []).append(chunk.number)
+            here = sum(self._count_here(diff_id, numbers) for diff_id, numbers in wanted.items())
+        except CastoffError:
+            return False  # whoever uses it says what is wrong with it
+        return 2 * here > len(profile.chunks)
+
+    def _count_here(self, diff_id: Digest, numbers: list[int]) -> int:
+        try:
+            present = present_chunks(layer_path(self._store.root, diff_id))
+        except NotFound:
+            return 0
+        return sum(bool(present[number]) for number in numbers if number < len(present))
+
     async def _take(self, image: Digest, coming: _Coming, served: Served) -> int:
         if coming.timer is not None:
             coming.timer.cancel()
         try:
             async with coming.stream:
                 segments = {segment.diff_id: segment for segment in served.segments}
-                return await HotFill(coming.stream, segments, self._scheduler).run()
+                brought = await HotFill(coming.stream, segments, self._scheduler).run()
+                served.say(f"the hot pack brought {brought} chunks, {coming.stream.received} bytes came")
+                return brought
         finally:
             if self._coming.get(image) is coming:
                 del self._coming[image]

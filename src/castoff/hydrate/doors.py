@@ -79,7 +79,7 @@ class Doors:
                     return
                 case {"do": "expect", "image": str(image), "hot_pack": dict(hot_pack), "registry": dict(registry)}:
                     where = msgspec.convert(hot_pack, HotPackRecord)
-                    self._hydrator.profiles.expect(Digest.parse(image), where, msgspec.convert(registry, ImageSettings))
+                    await self._hydrator.profiles.expect(Digest.parse(image), where, msgspec.convert(registry, ImageSettings))
                     answer: dict[str, Any] = {}
                 case {"do": "ready", "machine": str(machine), "when": float(when)}:
                     await self._hydrator.ready(machine, when)
