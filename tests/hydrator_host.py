@@ -44,6 +44,7 @@ class Host:
     whole: bytes = field(repr=False)
     """The rootfs as every reader must see it: a row's bytes, and nothing where a chunk is dead or zero."""
     said: list[str] = field(default_factory=list)
+    repository: str = "registry.example/app"
 
     @classmethod
     async def make(cls, directory: Path, layers: Sequence[Mapping[str, bytes]]) -> Host:
@@ -67,7 +68,7 @@ class Host:
         hydrate = HydrateSettings(**settings)  # type: ignore[arg-type]
         record = LazyRecord(
             image=f"sha256:{'1' * 64}",
-            repository="registry.example/app",
+            repository=self.repository,
             artifact=f"sha256:{'2' * 64}",
             layers=tuple(LazyLayer(diff_id=str(layer.index.diff_id), pack=str(layer.digest)) for layer in self.layers),
             size=len(self.whole),

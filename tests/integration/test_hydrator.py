@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import shutil
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
 import clone_guest
+from castoff.errors import Conflict, NotFound, Unavailable
 from castoff.fakes.chunk_source import FakeChunkSource
-from castoff.hydrate.record import CLONE, LOG, MAP, STATE, read_record
+from castoff.hydrate.record import CLONE, EVENTS, LOG, MAP, STATE, read_record
+from castoff.layers.toc import CHUNK
 from hydrator_host import Host, eventually
 from packed_layer import random_files
 
@@ -42,3 +50,219 @@ async def test_a_guest_reads_and_writes_while_its_clone_fills(scratch_xfs: Path)
         assert hydrator.is_idle
     assert not any((directory / name).exists() for name in (MAP, STATE, LOG))
     assert host.said == []
+
+
+async def read(path: Path, offset: int, size: int = 4096) -> bytes:
+    """What another process reads there; OSError as it gets it."""
+    code = (
+        "import os, sys\n"
+        "descriptor = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "try:\n    data = os.pread(descriptor, int(sys.argv[3]), int(sys.argv[2]))\n"
+        "except OSError as error:\n    sys.exit(error.errno)\n"
+        "sys.stdout.buffer.write(data)\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(path), str(offset), str(size), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise OSError(process.returncode, os.strerror(process.returncode))
+    return output
+
+
+def events(directory: Path) -> list[str]:
+    """What the machine's events say, without the times."""
+    path = directory / EVENTS
+    return [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+async def test_a_read_waits_for_a_source_that_fails_and_goes_on_when_it_is_back(scratch_xfs: Path) -> None:
+    """The guest only waits; why is told once, and that it is over once, however often was tried."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=6)])
+    directory = host.machine("m1", background=False)
+    source = FakeChunkSource(host.packs, fails=Unavailable("the registry is down"))
+    async with host.hydrator(source) as hydrator:
+        await hydrator.attach(directory)
+        served = hydrator.served("m1")
+        assert served is not None
+        at = served.map.chunk_of[2] * CHUNK
+        reading = asyncio.create_task(read(directory / CLONE, at))
+        await eventually(lambda: len(source.reads) > 3)
+        assert not reading.done()
+        assert "the registry is down" in served.progress.failing
+        assert served.progress.waiting == 1
+        source.fails = None
+        assert await reading == host.whole[at : at + 4096]
+        assert served.progress.failing == ""
+        told = events(directory)
+        assert len(told) == 2
+        assert "the registry is down" in told[0]
+        assert "is back" in told[1]
+
+
+async def test_a_read_that_waited_long_enough_ends_in_eio_and_a_later_one_starts_anew(scratch_xfs: Path) -> None:
+    """After ``give_up`` seconds. Nothing of it sticks to the chunk."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=6)])
+    directory = host.machine("m1", background=False, give_up=0.4)
+    source = FakeChunkSource(host.packs, fails=Unavailable("the registry is down"))
+    async with host.hydrator(source) as hydrator:
+        await hydrator.attach(directory)
+        served = hydrator.served("m1")
+        assert served is not None
+        at = served.map.chunk_of[2] * CHUNK
+        for _ in range(2):
+            with pytest.raises(OSError) as failure:
+                await read(directory / CLONE, at)
+            assert failure.value.errno == errno.EIO
+        assert await read(directory / CLONE, 0) == host.whole[:4096]  # metadata is there
+        source.fails = None
+        assert await read(directory / CLONE, at) == host.whole[at : at + 4096]
+        assert sum("given up" in line for line in events(directory)) == 2
+
+
+async def test_wrong_bytes_never_reach_a_guest(scratch_xfs: Path) -> None:
+    """They count as a source that fails, and are told of; the segment stays clean."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=6)])
+    directory = host.machine("m1", background=False, give_up=30.0)
+    source = FakeChunkSource(host.packs, lies=True)
+    async with host.hydrator(source) as hydrator:
+        await hydrator.attach(directory)
+        served = hydrator.served("m1")
+        assert served is not None
+        at = served.map.chunk_of[2] * CHUNK
+        reading = asyncio.create_task(read(directory / CLONE, at))
+        await eventually(lambda: "wrong bytes" in served.progress.failing)
+        assert served.progress.present == 0
+        source.lies = False
+        assert await reading == host.whole[at : at + 4096]
+
+
+async def test_machines_share_what_comes_in(scratch_xfs: Path) -> None:
+    """Two machines of one image that boot at once: each chunk is fetched once, and both are right."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=20)])
+    one, two = host.machine("m1", background=False), host.machine("m2", background=False)
+    source = FakeChunkSource(host.packs, delay=0.002)
+    async with host.hydrator(source) as hydrator:
+        await hydrator.attach(one)
+        await hydrator.attach(two)
+        served = hydrator.served("m1")
+        assert served is not None
+        wanted = len(served.map)
+        guests = [await guest(host, one, seed=1, operations=30), await guest(host, two, seed=2, operations=30)]
+        assert [await verdict(process) for process in guests] == ["right", "right"]
+        assert sum(len(ranges) for _, ranges in source.reads) == wanted
+        await eventually(lambda: hydrator.is_idle)
+    for directory in (one, two):
+        assert read_record(directory).complete
+
+
+async def test_the_background_waits_until_the_machine_is_ready(scratch_xfs: Path) -> None:
+    """Then it fetches all, nobody having read a byte; the layer is complete, and the clone has every byte."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=30)])
+    directory = host.machine("m1")
+    source = FakeChunkSource(host.packs)
+    async with host.hydrator(source) as hydrator:
+        await hydrator.attach(directory)
+        await asyncio.sleep(0.3)
+        assert source.reads == []
+        await hydrator.ready("m1", time.monotonic())
+        await eventually(lambda: read_record(directory).complete)
+        await eventually(lambda: hydrator.is_idle)
+    assert (directory / CLONE).read_bytes() == host.whole
+    layer = host.store.layer(host.layers[0].index.diff_id)
+    assert layer is not None
+    assert layer.complete
+    assert layer.segment.read_bytes() == host.layers[0].segment
+
+
+async def test_the_background_keeps_to_its_limit(scratch_xfs: Path) -> None:
+    """Bytes of packs a second; a batch more at the beginning."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=40)])
+    directory = host.machine("m1", background_limit=8 << 20)
+    async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
+        await hydrator.attach(directory)
+        served = hydrator.served("m1")
+        assert served is not None
+        began = time.monotonic()
+        await hydrator.ready("m1", began)
+        await eventually(lambda: served.states.complete)
+        took = time.monotonic() - began
+    size = len(host.layers[0].pack)
+    assert took > (size - 32 * CHUNK) / (8 << 20)
+
+
+async def test_a_guest_is_served_before_the_background(scratch_xfs: Path) -> None:
+    """While somebody waits no batch begins: what a guest wants is asked for next."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=80)])
+    directory = host.machine("m1")
+    source = FakeChunkSource(host.packs, delay=0.05)
+    async with host.hydrator(source) as hydrator:
+        await hydrator.attach(directory)
+        served = hydrator.served("m1")
+        assert served is not None
+        await hydrator.ready("m1", time.monotonic())
+        await eventually(lambda: len(source.reads) >= 2)
+        before = len(source.reads)
+        at = served.map.chunk_of[-1] * CHUNK
+        assert await read(directory / CLONE, at) == host.whole[at : at + 4096]
+        wanted = host.layers[0].index.locations.offset[served.map.layer_chunk_of[-1]]
+        assert [ranges[0].start for _, ranges in source.reads[before : before + 4] if len(ranges) == 1] == [wanted]
+
+
+async def test_a_profile_is_prefetched_in_its_order(scratch_xfs: Path) -> None:
+    """In small batches, several at a time; the rest is left alone."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=40)])
+    directory = host.machine("m1", background=False)
+    source = FakeChunkSource(host.packs, delay=0.01)
+    async with host.hydrator(source) as hydrator:
+        await hydrator.attach(directory)
+        served = hydrator.served("m1")
+        assert served is not None
+        rows = [31, 7, 30, 8, 29, 9, 28, 10, 3, 2]
+        hydrator.prefetch("m1", rows)
+        await eventually(lambda: served.progress.present == len(rows))
+        offset = host.layers[0].index.locations.offset
+        batches = [[one.start for one in ranges] for _, ranges in source.reads]
+        wanted = [int(offset[served.map.layer_chunk_of[row]]) for row in rows]
+        assert sorted(batches[0]) == sorted(wanted[:8])
+        assert sorted(batches[1]) == sorted(wanted[8:])
+
+
+async def test_a_machine_that_is_gone_is_let_go(scratch_xfs: Path) -> None:
+    """Detached while a reader waits: it gets EIO, never a hole. A directory that vanished is detached by itself."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=6)])
+    directory, other = host.machine("m1", background=False), host.machine("m2", background=False)
+    source = FakeChunkSource(host.packs, delay=3600)
+    async with host.hydrator(source) as hydrator:
+        await hydrator.attach(directory)
+        await hydrator.attach(other)
+        served = hydrator.served("m1")
+        assert served is not None
+        reading = asyncio.create_task(read(directory / CLONE, served.map.chunk_of[0] * CHUNK))
+        await eventually(lambda: served.progress.waiting == 1)
+        await hydrator.detach("m1")
+        with pytest.raises(OSError) as failure:
+            await reading
+        assert failure.value.errno == errno.EIO
+        assert hydrator.served("m1") is None
+        shutil.rmtree(other)
+        await eventually(lambda: hydrator.served("m2") is None)
+        await hydrator.detach("m1")  # twice is once
+
+
+async def test_what_cannot_be_served_is_refused(scratch_xfs: Path) -> None:
+    """No directory, no layer, twice; and nothing is left open of it."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=6)])
+    directory = host.machine("m1", background=False)
+    async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
+        with pytest.raises(NotFound):
+            await hydrator.attach(host.store.machines / "nobody")
+        await hydrator.attach(directory)
+        with pytest.raises(Conflict):
+            await hydrator.attach(directory)
+        await hydrator.detach("m1")
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        shutil.rmtree(host.store.root / "layers" / host.layers[0].index.diff_id.hex)
+        with pytest.raises(NotFound):
+            await hydrator.attach(directory)
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -83,6 +83,12 @@ class Hydrator:
     def served(self, machine: str) -> Served | None:
         """What is served under a machine's id."""
         return self._served.get(machine)
+
+    def prefetch(self, machine: str, rows: Iterable[int]) -> None:
+        """Fetches rows that a machine is going to want, in this order."""
+        served = self._served.get(machine)
+        if served is not None:
+            self._scheduler.prefetch(served, rows)
 
     async def attach(self, directory: Path) -> Descriptors:
         """Serves a directory's rootfs from now on; the descriptors stay ours.
