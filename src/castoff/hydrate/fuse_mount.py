@@ -61,7 +61,9 @@ def mount_file(point: Path) -> int:
         os.close(device)
         raise Unavailable(f"{point} cannot be made a mount point: {error.strerror}") from error
     owner = f"user_id={os.geteuid()},group_id={os.getegid()}"
-    options = f"fd={device},rootmode=100400,{owner},default_permissions,max_read={MAX_READ}"
+    # allow_other: a monitor is given the open file and runs as a user of its own, who else could not even fstat it
+    # (fs/fuse/dir.c, fuse_allow_current_process). Who may open it the file's mode says.
+    options = f"fd={device},rootmode=100400,{owner},default_permissions,allow_other,max_read={MAX_READ}"
     if _libc.mount(b"castoff", os.fsencode(point), _TYPE.encode(), _FLAGS, options.encode()) == 0:
         return device
     number = ctypes.get_errno()
