@@ -101,9 +101,10 @@ def is_complete(castoff: Castoff) -> bool:
     return all(layer["present"] for layer in castoff.json("image", "inspect", castoff.image)["layers"])
 
 
-def test_a_host_that_has_nothing_boots_and_every_byte_is_the_images(published: Published, kernels: Path) -> None:
+@pytest.mark.parametrize("front", ["fanotify", "fuse"])
+def test_a_host_that_has_nothing_boots_and_every_byte_is_the_images(published: Published, kernels: Path, front: str) -> None:
     """The guest runs while most is missing; whatever it reads then is right; what nobody reads never comes in."""
-    with stranger(kernels, published, **{"hydrate.background": False}) as castoff:
+    with stranger(kernels, published, **{"hydrate.background": False, "rootfs.front": front}) as castoff:
         process = castoff.start(
             "sh", "-c", f"echo up; cat >/dev/null; {HASH_ALL}", flags=["-i", "--lazy", "always"], stdin=subprocess.PIPE
         )

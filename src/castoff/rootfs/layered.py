@@ -10,8 +10,10 @@ A layer that an image has twice is converted once and placed twice.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from castoff import timeline
@@ -87,9 +89,17 @@ class LayeredProvider:
         mode = request.lazy or self._context.settings.lazy
         if mode is Lazy.NEVER:
             return None
-        from castoff.rootfs.lazy import locate_lazily  # registries, numpy: nothing that a warm create needs
+        from castoff.hydrate.client import wake
 
-        return await locate_lazily(request, self._context, mode)
+        state = self._context.store.state
+        # The hydrator starts on another processor while we import registries, numpy and all: 0.2 s that a warm create does
+        # without. Where there are no keys, no artifact counts.
+        waking = asyncio.ensure_future(wake(state)) if (state / "keys").is_dir() else None
+        lazy = await asyncio.to_thread(import_module, "castoff.rootfs.lazy")
+        if waking is not None:
+            await asyncio.gather(waking, return_exceptions=True)  # what failed fails again, where it is needed
+        rootfs: Rootfs | None = await lazy.locate_lazily(request, self._context, mode)
+        return rootfs
 
     async def _make(self, request: RootfsRequest) -> StoredRootfs:
         from castoff.rootfs.conversion import convert_layers

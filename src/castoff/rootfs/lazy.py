@@ -19,7 +19,7 @@ from castoff.disk.clone import Drive, Role
 from castoff.disk.files import created
 from castoff.disk.overlay import OverlayClone
 from castoff.errors import CastoffError, NotFound, Unavailable, Unsupported
-from castoff.hydrate.client import attach, detach, wake
+from castoff.hydrate.client import attach, detach
 from castoff.hydrate.record import CLONE, FrontKind, HotPackRecord, LazyLayer, LazyRecord, write_record
 from castoff.image.image import Image
 from castoff.rootfs.boot_profile import adopted_profile
@@ -143,7 +143,6 @@ async def _locate(request: RootfsRequest, context: ProviderContext) -> LazyRootf
     profile = asyncio.create_task(adopted_profile(request.image, context))
     try:
         artifact = await trusted_artifact(request.image, context)
-        await wake(context.store.state)  # it starts while the indexes come in
         remote = await begin_layers([layer.diff_id for layer in request.image.layers], artifact, context)
         done, _ = await asyncio.wait({profile}, timeout=_PROFILE_PATIENCE)
         hot_pack = profile.result() if done else None
