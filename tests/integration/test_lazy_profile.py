@@ -151,3 +151,46 @@ def test_a_profile_of_a_stranger_is_not_used(fleet: Fleet, kernels: Path, tmp_pa
         assert "boots" not in step(timeline, "rootfs.boot_profile")
         found = castoff.json("profile", "show", castoff.image)
         assert (len(found["boots"]), found["published"]) == (1, None)
+
+
+def test_a_silent_command_tells_that_it_is_ready(fleet: Fleet, kernels: Path, tmp_path: Path) -> None:
+    """A server that prints nothing runs /dev/castoff/ready; what it reads afterwards is no part of the profile."""
+    command = "cat /srv/3 >/dev/null; /dev/castoff/ready; read word; cat /srv/4 >/dev/null; read word"
+    with host(kernels, fleet) as castoff:
+        process = castoff.start("sh", "-c", command, flags=["-i", "--lazy", "always"], stdin=subprocess.PIPE)
+        try:
+            assert process.stdin is not None
+            eventually("a profile", lambda: castoff("profile", "show", castoff.image).returncode == 0)
+            before = here(castoff, fleet)
+            process.stdin.write(b"on\n")
+            process.stdin.flush()
+            eventually("the other file comes in", lambda: len(here(castoff, fleet)) > len(before) + 2)
+            process.communicate(b"end\n", timeout=60)
+        finally:
+            process.kill()
+        found = castoff.json("profile", "show", castoff.image)
+        read = {name for run in found["order"] for name in run["files"] if name.startswith("/srv")}
+        assert read == {"/srv/3"}
+
+
+def test_what_was_recorded_is_published_and_preloaded(fleet: Fleet, kernels: Path, tmp_path: Path) -> None:
+    """`castoff publish` takes the profile along; `castoff preload --profile-only` brings just its chunks."""
+    with host(kernels, fleet) as first, host(kernels, fleet) as second:
+        boot(first, tmp_path / "timeline.json")
+        own = first.json("profile", "show", first.image)
+        assert own["published"] is None
+        assert second("preload", "--profile-only", second.image).returncode != 0, "nobody has published one"
+        done = first("publish", first.image)
+        assert done.returncode == 0, done.stderr
+        key = first("key", "show").stdout.decode().split()[0]
+        assert second("trust", "add", key).returncode == 0
+        done = second("preload", "--profile-only", second.image)
+        assert done.returncode == 0, done.stderr
+        layer = fleet.built.diff_ids[1]
+        wanted = {
+            number
+            for run in own["order"]
+            for number in range(run["first"], run["first"] + run["chunks"])
+            if run["layer"] == layer
+        }
+        assert here(second, fleet) == wanted

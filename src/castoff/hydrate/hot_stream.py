@@ -22,7 +22,7 @@ from castoff.layers.pack import chunk_size, unpack_chunk, verify_chunk
 
 __all__ = ["AHEAD", "HotPackStream"]
 
-AHEAD: Final = 32 << 20
+AHEAD: Final = 16 << 20
 """Bytes that are read ahead of whoever takes them."""
 _BATCH: Final = 16
 """Most chunks that a thread verifies at once; fewer where fewer are here, so that none waits for another's bytes."""
