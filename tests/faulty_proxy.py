@@ -46,6 +46,7 @@ __all__ = [
     "WrongBytes",
     "dice",
     "faulty_proxy",
+    "in_turn",
     "of_blobs",
     "once",
 ]
@@ -171,6 +172,12 @@ def once(fault: Fault, which: Callable[[Request], bool] = of_blobs, *, times: in
             return fault
 
     return choose
+
+
+def in_turn(*faults: Fault | None, which: Callable[[Request], bool] = of_blobs) -> Choose:
+    """The faults one after another, for the first requests of that kind."""
+    left = list(faults)
+    return lambda request: left.pop(0) if left and which(request) else None
 
 
 def dice(

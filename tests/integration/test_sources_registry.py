@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,7 @@ from faulty_proxy import (
     WrongBytes,
     dice,
     faulty_proxy,
+    in_turn,
     of_blobs,
     once,
 )
@@ -162,6 +164,31 @@ async def test_what_is_wrong_fails_and_is_asked_again_later(
         assert reader.wrong[0].number == number
         await asyncio.sleep(0.3)  # not asked at all for that long
     await fetch(reader, layer, [number])
+
+
+async def test_a_server_that_ignores_range_is_read_once(reader: ChunkReader, proxy: FaultyProxy, layer: PackedLayer) -> None:
+    """Not for each chunk: the pack comes whole, and all that is asked for is served from it."""
+    proxy.choose = lambda request: IgnoreRange() if of_blobs(request) else None
+    await fetch(reader, layer, layer.packed[:1])
+    assert len(proxy.blobs()) == 1
+    await asyncio.gather(*(fetch(reader, layer, [number]) for number in reversed(layer.packed[-8:])))
+    await fetch(reader, layer)
+    wholes = [request for request in proxy.blobs() if request.sent == len(layer.pack)]
+    assert len(wholes) == 1
+    assert not reader.wrong
+
+
+async def test_a_whole_pack_that_breaks_goes_on(proxy: FaultyProxy, layer: PackedLayer, tmp_path: Path) -> None:
+    """After a reset midway; a pack that is gone fails for who waits, and comes when it is back; no file is left."""
+    reader = ChunkReader(RegistrySource(f"{proxy.host}/team/app", QUICK, HURRIED, spool=tmp_path))
+    proxy.choose = in_turn(IgnoreRange(), IgnoreRange(), Reset(3_000_000), Answer(404))
+    await fetch(reader, layer, layer.packed[:1])
+    with pytest.raises(NotFound):
+        await fetch(reader, layer, layer.packed[-1:])
+    await fetch(reader, layer)
+    assert [request.sent for request in proxy.blobs()][2:] == [3_000_000, 0, len(layer.pack)]
+    await reader.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_token_that_expires_is_renewed(reader: ChunkReader, proxy: FaultyProxy, layer: PackedLayer) -> None:

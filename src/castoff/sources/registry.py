@@ -1,6 +1,7 @@
 """Packs in a registry's repository, read by range.
 
-A transfer that breaks goes on with the ranges that are missing. A token that expires is renewed by the client. Storage
+A transfer that breaks goes on with the ranges that are missing. A token that expires is renewed by the client. A
+server that ignores Range is read whole, once (castoff.sources.whole). Storage
 behind a redirect (a signed URL) is asked directly as long as it answers, since going through the registry each time would
 cost a round trip for each request; when it refuses, the registry is asked for a new one.
 """
@@ -10,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from pathlib import Path
 
 import msgspec
 
-from castoff.errors import Invalid, NotFound, Unavailable
+from castoff.errors import Invalid, NotFound
 from castoff.image.client import RegistryClient
 from castoff.image.connect import Broken
 from castoff.image.credentials import Keyring
@@ -31,6 +34,7 @@ from castoff.sources.merge import merged
 from castoff.sources.ranges import Cutter, coalesce
 from castoff.sources.settings import SourceSettings
 from castoff.sources.source import ByteRange, Located, Piece
+from castoff.sources.whole import WholePack
 
 __all__ = ["RegistrySource"]
 
@@ -38,7 +42,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
 _SLOWEST = 16 << 10  # bytes a second; under this a request is as good as stalled
 _SMALL = 320 << 10  # bytes; a single chunk has no more
 _END_PATIENCE = 1.0  # seconds for the end of a body of which all is here
-_SKIPPED = 32 << 20  # bytes before the ranges that are read from a server which ignores Range
+_SKIPPED = 32 << 20  # bytes before the ranges that are read over, once, where a server ignores Range
 
 
 class RegistrySource:
@@ -48,12 +52,21 @@ class RegistrySource:
         repository: ``HOST[:PORT]/PATH``. Mirrors are left out: they have no artifacts.
         settings: How patiently.
         image: How registries are reached.
+        spool: Directory for packs that must be read whole, since the server ignores Range; the system's for temporary files
+            if None.
 
     Raises:
         Invalid: It is no repository.
     """
 
-    def __init__(self, repository: str, settings: SourceSettings | None = None, image: ImageSettings | None = None) -> None:
+    def __init__(
+        self,
+        repository: str,
+        settings: SourceSettings | None = None,
+        image: ImageSettings | None = None,
+        *,
+        spool: Path | None = None,
+    ) -> None:
         self._settings = settings or SourceSettings()
         self._image = msgspec.structs.replace(
             image or ImageSettings(), read_timeout=self._settings.timeout, retries=self._settings.retries
@@ -63,6 +76,10 @@ class RegistrySource:
         self._transport = Transport(self._image, quick_ack=True, small=_SMALL)
         self._client = RegistryClient(endpoint, Keyring(self._image), self._transport, self._image)
         self._direct: dict[Digest, Url] = {}
+        self._ignored: set[Digest] = set()
+        """Packs of which an answer was the whole although a range was asked for."""
+        self._whole: dict[Digest, WholePack] = {}
+        self._spool = spool or Path(tempfile.gettempdir())
         self.name = f"registry {repository}"
 
     async def locate(self, pack: Digest) -> Located | None:
@@ -82,6 +99,8 @@ class RegistrySource:
                 yield piece
 
     async def close(self) -> None:
+        for whole in self._whole.values():
+            await whole.close()
         await self._transport.close()
 
     async def _read_group(self, pack: Digest, group: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:
@@ -89,12 +108,15 @@ class RegistrySource:
         backoff = self._client.backoff()
         left = list(group)
         while left:
+            read = self._read_whole(pack, left) if pack in self._whole else self._request(pack, left, backoff)
             try:
-                async with aclosing(self._request(pack, left, backoff)) as pieces:
+                async with aclosing(read) as pieces:
                     async for piece in pieces:
                         del left[0]
                         backoff.progressed()
                         yield piece
+            except _RangeIgnored:
+                self._spool_whole(pack)
             except Broken as error:
                 if left:
                     await backoff.wait(error)
@@ -109,7 +131,10 @@ class RegistrySource:
         clock = asyncio.get_running_loop().time
         deadline = clock() + 2 * self._settings.timeout + len(span) / _SLOWEST
         async with await self._open(pack, span, backoff) as response, aclosing(response.pieces()) as pieces:
-            cutter = Cutter(ranges, self._start(pack, span, response))
+            start = self._start(pack, span, response)
+            if start is None:
+                raise _RangeIgnored
+            cutter = Cutter(ranges, start)
             while not cutter.done:
                 data = await self._next(pieces, response, deadline)
                 if data is None:
@@ -146,25 +171,41 @@ class RegistrySource:
             self._direct[pack] = response.url
         return response
 
-    def _start(self, pack: Digest, span: ByteRange, response: Response) -> int:
-        """Where in the blob the answer's body begins.
+    def _start(self, pack: Digest, span: ByteRange, response: Response) -> int | None:
+        """Where in the blob the answer's body begins; None: it is the whole, and too much to read over.
 
         Raises:
-            Invalid, Unavailable: It is another part of it, or the whole where that is too much.
+            Invalid: It is another part.
         """
-        origin = response.url.origin
         if response.status == 206:
             shown = response.headers.get("Content-Range", "no range")
             match = _CONTENT_RANGE.match(shown)
             if match is None or int(match[1]) != span.start:
+                origin = response.url.origin
                 raise Invalid(f"{origin} was asked for bytes {span.start} to {span.end} of {_what(pack)}: {shown[:100]!r}")
             return span.start
-        if span.start > _SKIPPED:
-            raise Unavailable(
-                f"{origin} ignores Range, and byte {span.start} of {_what(pack)} is too far to read up to it",
-                hint="what stands before the registry must let Range requests through",
-            )
+        if span.start > _SKIPPED or pack in self._ignored:
+            return None
+        self._ignored.add(pack)  # once it may be a cache's whim; a second time it is the rule
         return 0
+
+    def _spool_whole(self, pack: Digest) -> None:
+        """From now on the pack is read from its start to its end."""
+
+        async def begin(backoff: Backoff) -> Response:
+            return await self._client.open(_what(pack), "GET", f"blobs/{pack}", {}, backoff)
+
+        if pack not in self._whole:
+            self._whole[pack] = WholePack(_what(pack), begin, self._client.backoff, self._spool)
+
+    async def _read_whole(self, pack: Digest, ranges: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:
+        """The ranges, from the pack as it comes in whole."""
+        for one in list(ranges):
+            yield Piece(one, await self._whole[pack].read(one), self.name)
+
+
+class _RangeIgnored(Exception):
+    """The answer is the whole blob."""
 
 
 def _what(pack: Digest) -> str:
