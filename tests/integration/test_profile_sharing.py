@@ -201,6 +201,17 @@ async def test_the_profile_of_most_boots_is_chosen() -> None:
     assert not notes
 
 
+async def test_a_registry_that_leaves_annotations_out_is_asked_for_them() -> None:
+    """A request more for each profile: as good as any."""
+    good = manifest_of(a_profile("a"), HOT)
+    registry = HostileRegistry()
+    Published(IMAGE).add(good).put_on(registry, "team/app", annotations=False)
+    async with registry.running() as host:
+        found, notes = await find(host, "team/app", trusting(MINE))
+    assert found is not None
+    assert (str(found.digest), notes) == (good.digest, [])
+
+
 async def test_a_strangers_profile_is_as_if_it_were_not_there() -> None:
     """Only whose artifacts count, their profiles do."""
     assert await looked(manifest_of(a_profile("a"), HOT, STRANGER)) == (None, [])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -24,13 +24,14 @@ from castoff.artifact.profile_referrer import (
 )
 from castoff.artifact.repository import parse_repository
 from castoff.artifact.trust import Trust
-from castoff.errors import CastoffError, Invalid
+from castoff.errors import CastoffError, Invalid, NotFound
 from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.credentials import Keyring
 from castoff.image.digest import Digest
 from castoff.image.endpoint import endpoints_of
 from castoff.image.image import Layer
+from castoff.image.manifest import decode_json
 from castoff.image.outgoing import OutgoingBlob
 from castoff.image.push import RegistryWriter
 from castoff.image.reference import Reference, RegistryReference
@@ -42,9 +43,20 @@ from castoff.image.transport import Response, Transport
 from castoff.image.verify import check
 from castoff.timeline import step
 
-__all__ = ["PublishedProfile", "choose_profile", "fetch_profile", "find_profile", "open_hot_pack", "push_profile"]
+__all__ = [
+    "PublishedProfile",
+    "choose_profile",
+    "fetch_profile",
+    "find_profile",
+    "open_hot_pack",
+    "push_profile",
+    "read_profiles",
+]
 
 _RETRIES = 2
+_MAX_FETCHED = 8
+_MANIFEST_LIMIT = 64 << 10
+"""Bytes of a profile's manifest; it has under 2,000."""
 MAX_NOTES = 8
 
 
@@ -134,7 +146,7 @@ async def find_profile(
         try:
             async with asyncio.timeout(timeout):
                 client = RegistryClient(endpoints_of(place, settings)[-1], keyring, transport, settings)
-                rows = (await read_referrers(client, image, limit=settings.max_manifest_size)).rows
+                rows = await read_profiles(client, image, limit=settings.max_manifest_size)
             return await asyncio.to_thread(choose_profile, rows, image, trust, place.name)
         except TimeoutError:
             return None, [f"{place.name} was not asked for a boot profile: no answer within {timeout:g} s"]
@@ -148,6 +160,39 @@ async def find_profile(
         await transport.close()
     found = [profile for profile, _ in answers if profile is not None]
     return max(found, key=lambda one: one.rank, default=None), [note for _, notes in answers for note in notes]
+
+
+async def read_profiles(client: RegistryClient, image: Digest, *, limit: int) -> list[Referrer]:
+    """The profiles among what refers to an image in the client's repository, unchecked; none is a result, not an error.
+
+    Annotations that the list does not show, as of registries from before that was asked of them, are read from the manifests.
+
+    Args:
+        client: The registry, and the repository.
+        image: Of the image's manifest.
+        limit: Bytes of a page of the list.
+
+    Raises:
+        Unavailable, Unauthorized, Invalid: As castoff.image.referrers.read_referrers.
+    """
+    rows = [row for row in (await read_referrers(client, image, limit=limit)).rows if row.artifact_type == PROFILE_TYPE]
+    bare = [row for row in rows if not row.annotations][-_MAX_FETCHED:]  # lists grow at their end
+    read = dict(zip(bare, await asyncio.gather(*(_with_annotations(client, row) for row in bare)), strict=True))
+    return [read.get(row, row) for row in rows]
+
+
+async def _with_annotations(client: RegistryClient, row: Referrer) -> Referrer:
+    what = f"the boot profile {row.digest}"
+    try:
+        data, _ = await client.read(what, f"manifests/{row.digest}", media.OCI_MANIFEST, _MANIFEST_LIMIT)
+        document = decode_json(what, check(what, data, row.digest), _Annotated)
+    except (Invalid, NotFound):
+        return row  # told as one without annotations
+    return replace(row, annotations=document.annotations or {})
+
+
+class _Annotated(msgspec.Struct):
+    annotations: dict[str, str] | None = None
 
 
 async def fetch_profile(client: RegistryClient, published: PublishedProfile) -> bytes:

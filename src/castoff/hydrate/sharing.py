@@ -21,7 +21,7 @@ from castoff.artifact.artifact import Blob
 from castoff.artifact.keys import HostKey
 from castoff.artifact.manifest import Subject, parse_manifest
 from castoff.artifact.profile_referrer import sign_profile
-from castoff.artifact.profiles import PublishedProfile, choose_profile, fetch_profile, push_profile
+from castoff.artifact.profiles import PublishedProfile, choose_profile, fetch_profile, push_profile, read_profiles
 from castoff.artifact.trust import Trust
 from castoff.hydrate.hotpack import HotPack, write_hot_pack
 from castoff.hydrate.profile import Profile
@@ -30,7 +30,6 @@ from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.digest import Digest
 from castoff.image.push import RegistryWriter
-from castoff.image.referrers import read_referrers
 from castoff.image.verify import check
 from castoff.layers.index import LayerIndex
 from castoff.store.builds import uninterrupted
@@ -120,7 +119,7 @@ async def share_profile(sharing: Sharing) -> PublishedProfile | None:
 async def _joined(sharing: Sharing) -> tuple[Profile | None, Profile | None]:
     """This host's profile, joined with what is published; and the latter."""
     client, image = sharing.writer.client, sharing.subject.digest
-    rows = (await read_referrers(client, image, limit=_MANIFEST_LIMIT)).rows
+    rows = await read_profiles(client, image, limit=_MANIFEST_LIMIT)
     found, _ = await asyncio.to_thread(choose_profile, rows, image, sharing.trust, sharing.writer.repository)
     if found is None:
         return await asyncio.to_thread(read_profile, sharing.root, image), None

@@ -5,6 +5,7 @@
     STATE/store/images/sha256/<hex>      manifests and configs, by digest (castoff.image)
     STATE/store/machines/<id>/           one machine's own: clone, sockets, logs; on the same filesystem, so that clones share
     STATE/store/kernels/                 guest kernels
+    STATE/store/profiles/<hex>.json      boot profiles, by image (castoff.hydrate.profile_file)
     STATE/store/locks/, tmp/             castoff.store.builds
     STATE/store.xfs, STATE/store/.castoff, STATE/.store.lock    castoff.store.backing
 
