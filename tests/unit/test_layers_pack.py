@@ -15,7 +15,7 @@ from castoff.errors import DigestMismatch, Invalid, LimitExceeded, NotFound, Una
 from castoff.image.digest import Digest
 from castoff.layers.convert import convert
 from castoff.layers.index import LayerIndex, LocationKind
-from castoff.layers.pack import HEAD, Pack, check_locations, chunk_size, pack_chunk, unpack_chunk, verify_chunk, write_pack
+from castoff.layers.pack import HEAD, Pack, check_locations, chunk_size, pack_chunks, unpack_chunk, verify_chunk, write_pack
 from castoff.layers.pipeline import Stopped
 from castoff.layers.published import publish_index, read_published
 from castoff.layers.settings import Limits
@@ -116,9 +116,8 @@ def test_packing_tells_its_progress_and_stops(index: LayerIndex, tmp_path: Path)
 
 def test_frames_from_anywhere_are_bounded() -> None:
     """A frame of another size, one that tells none, one with something behind it, no frame."""
-    frame = pack_chunk(b"a" * CHUNK)
+    frame, bomb = pack_chunks([b"a" * CHUNK, bytes(1 << 26)])
     assert unpack_chunk(frame, CHUNK) == b"a" * CHUNK
-    bomb = pack_chunk(bytes(1 << 26))
     silent = zstandard.ZstdCompressor(write_content_size=False).compress(b"a" * CHUNK)
     for bad in (bomb, silent, frame + b"\0", frame[:-1], frame[:3], b"", HEAD, b"a" * 100):
         with pytest.raises(Invalid):

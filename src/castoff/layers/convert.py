@@ -30,7 +30,7 @@ from castoff.layers.content import read_layer
 from castoff.layers.feed import Feed
 from castoff.layers.index import LayerIndex, Locations, write_index
 from castoff.layers.inflate import HEAD, Stream, open_decompressor, sniff
-from castoff.layers.pack import Pack, pack_buffers
+from castoff.layers.pack import HELD, Pack, pack_buffers
 from castoff.layers.pipeline import Buffer, Channel, Pipeline, Pool
 from castoff.layers.rows import Rows
 from castoff.layers.segment import STAGING, Segment
@@ -45,6 +45,8 @@ _BUFFERS = 6
 _STAGINGS = 6
 _COST = 16 << 20
 """Bytes that a conversion has at once: pieces on their way in, the buffers above, igzip's own, stacks."""
+_PACKING = 12 << 20
+"""Bytes that packing takes besides: further buffers, frames, compressors."""
 _RATIO_FROM = 1 << 30
 
 
@@ -75,7 +77,8 @@ async def convert(
         head = await _head(pieces, step)
         try:
             stream = sniff(head, limits)
-            async with budget.shared.take(_COST + stream.window, limits.memory):
+            cost = _COST if pack is None else _COST + _PACKING
+            async with budget.shared.take(cost + stream.window, limits.memory):
                 conversion = _Conversion(layer, directory, limits, stream, pack)
                 await _run(conversion, head, pieces, step)
                 return conversion.pack
@@ -141,7 +144,7 @@ class _Conversion:
         self._file = SegmentFile(directory / "segment", self._gaps, self._to_come)
         self._feed = Feed(self.pipeline)
         self._pool = Pool(self.pipeline, _BUFFERS, _BUFFER)
-        self._staging = Pool(self.pipeline, _STAGINGS, STAGING)
+        self._staging = Pool(self.pipeline, _STAGINGS if pack is None else _STAGINGS + HELD, STAGING)
         self._to_digest: Channel[Buffer | bytes | Invalid] = self.pipeline.channel()
         self._to_parse: Channel[Buffer] = self.pipeline.channel()
         self._to_hash: Channel[Buffer] = self.pipeline.channel()
