@@ -177,8 +177,8 @@ async def read_profiles(client: RegistryClient, image: Digest, *, limit: int) ->
     """
     rows = [row for row in (await read_referrers(client, image, limit=limit)).rows if row.artifact_type == PROFILE_TYPE]
     bare = [row for row in rows if not row.annotations][-_MAX_FETCHED:]  # lists grow at their end
-    read = dict(zip(bare, await asyncio.gather(*(_with_annotations(client, row) for row in bare)), strict=True))
-    return [read.get(row, row) for row in rows]
+    read = {row.digest: row for row in await asyncio.gather(*(_with_annotations(client, row) for row in bare))}
+    return [read.get(row.digest, row) for row in rows]
 
 
 async def _with_annotations(client: RegistryClient, row: Referrer) -> Referrer:
