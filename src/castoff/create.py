@@ -82,7 +82,7 @@ async def create(
             for task in done:
                 task.result()
             drives = await cloned
-            hydration = _hydration(drives, directory, store, undo)
+            hydration = _hydration(drives, directory, providers, undo)
             kernel, vmm = await prepared
         spec = MachineSpec(
             id=machine_id,
@@ -191,13 +191,15 @@ def _inherited(drives: Sequence[Drive]) -> tuple[int, ...]:
     return tuple(descriptor for drive in drives for descriptor in drive.inherit)
 
 
-def _hydration(drives: Sequence[Drive], directory: Path, store: Store, undo: contextlib.AsyncExitStack) -> Hydration | None:
+def _hydration(
+    drives: Sequence[Drive], directory: Path, providers: ProviderContext, undo: contextlib.AsyncExitStack
+) -> Hydration | None:
     """Follows how the machine's data comes in, from now on; None where it is all here."""
     if not _inherited(drives):
         return None
     from castoff.machine.hydration import Hydration  # not for machines that have it all
 
-    hydration = Hydration(store.state, directory)
+    hydration = Hydration(providers.store.state, directory, providers.notice)
     undo.push_async_callback(hydration.close)
     return hydration
 

@@ -25,7 +25,8 @@ from castoff.layers.pack import HEAD
 from castoff.layers.toc import CHUNK
 from castoff.rootfs.composition import layer_tables
 from castoff.store.hydration import present_chunks
-from machines import Castoff, busybox_layer, castoff_state, eventually
+from faulty_proxy import faulty_proxy
+from machines import Castoff, busybox_layer, castoff_state, eventually, is_running
 from oci_builder import BuiltImage, LayerTar, build_image, write_layout
 
 PACK_HEAD = len(HEAD)
@@ -213,3 +214,55 @@ def test_an_artifact_by_a_key_that_is_not_trusted_is_as_if_it_were_not_there(pub
         assert (done.returncode, done.stdout) == (0, b"the end\n"), done.stderr
         assert b"castoff trust add" in done.stderr
         assert is_complete(castoff)
+
+
+def test_a_registry_that_goes_makes_the_guest_wait_and_is_told_of(
+    published: Published, kernels: Path, registry: daemons.Registry, tmp_path: Path
+) -> None:
+    """Nothing ends, nothing is wrong: when it is back, all goes on."""
+    with faulty_proxy(registry.host) as proxy:
+        through = replace(published, reference=published.reference.replace(registry.host, proxy.host))
+        with stranger(kernels, through, **{"hydrate.background": False}) as castoff, (tmp_path / "said").open("wb") as said:
+            process = castoff.start(
+                "sh",
+                "-c",
+                f"echo up; cat >/dev/null; {HASH_ALL}",
+                flags=["-i", "--lazy", "always"],
+                stdin=subprocess.PIPE,
+                stderr=said,
+            )
+            assert process.stdout is not None and process.stdin is not None
+            try:
+                assert process.stdout.readline() == b"up\n"
+                proxy.go_down()
+                process.stdin.close()
+                eventually("it is told of", lambda: b"waits for data" in (tmp_path / "said").read_bytes())
+                (machine,) = castoff.machines
+                assert proxy.host in (machine / "lazy.events").read_text()
+                proxy.come_up()
+                hashed = process.stdout.read()
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
+                process.stdout.close()
+            assert sorted(hashed.decode().splitlines()) == hashes()
+            assert b"goes on" in (tmp_path / "said").read_bytes()
+
+
+def test_what_a_killed_castoff_leaves_the_next_one_removes(published: Published, kernels: Path) -> None:
+    """VMM, clone and what the hydrator serves; and the layers that came in stay."""
+    with stranger(kernels, published, **{"hydrate.background": False}) as castoff:
+        process = castoff.start("sh", "-c", "echo up; sleep 1000", flags=["--lazy", "always"])
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        (machine,) = castoff.machines
+        (row,) = castoff.json("rootfs", "list")
+        assert 0 < row["hydrated"] < 1
+        assert row["machines"] == [machine.name]
+        record = json.loads((machine / "machine.json").read_bytes())
+        process.kill()
+        process.communicate()
+        done = castoff.run("cat", "/srv/end")
+        assert (done.returncode, done.stdout) == (0, b"the end\n"), done.stderr
+        eventually("its VMM is gone", lambda: not is_running(record["vmm_state"]["pid"]))
+        eventually("so is its directory", lambda: castoff.machines == [])

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import mmap
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from castoff.errors import CastoffError
@@ -21,7 +23,11 @@ __all__ = ["STATES", "Hydration"]
 _PRESENT = b"\2"
 STATES = "lazy.state"
 """castoff.hydrate.state and castoff.hydrate.record have both; they import numpy, which a VMM need not wait for."""
-_LOOK = 0.05
+_OFTEN, _SELDOM = 0.05, 0.25
+"""Seconds between looks while the machine boots, and later."""
+_COUNTS = ("fetched", "misses")
+_PATIENCE = 2.0
+"""Seconds in which nothing came, after which it is asked why."""
 
 
 class Hydration:
@@ -30,10 +36,14 @@ class Hydration:
     Args:
         state: castoff's state directory.
         directory: The machine's.
+        notice: Told a line when what the machine waits for does not come, and when it comes again.
     """
 
-    def __init__(self, state: Path, directory: Path) -> None:
+    def __init__(self, state: Path, directory: Path, notice: Callable[[str], None] = lambda line: None) -> None:
         self._state = state
+        self._notice = notice
+        self._failing = ""
+        self._came = time.monotonic()
         self._machine = directory.name
         self._file = directory / STATES
         self._is_ready = self._closed = False
@@ -71,23 +81,49 @@ class Hydration:
             filling.done = _present(states)
             with step("hydrate.boot") as boot:
                 while not (self._is_ready or self._closed):
-                    await self._look(states, filling, boot)
+                    await self._look(states, filling, boot, _OFTEN)
+                boot.attributes |= {name: value for name, value in (await self._progress()).items() if name in _COUNTS}
             self._changed.clear()
             if not (self._closed or _present(states) == filling.total):
                 with step("hydrate.rest") as rest:
                     while not (self._closed or filling.done == filling.total):
-                        await self._look(states, filling, rest)
+                        await self._look(states, filling, rest, _SELDOM)
             filling.attributes |= {"chunks": len(states), "here": _present(states) // CHUNK}
             filling.total = filling.done = _present(states)
 
-    async def _look(self, states: mmap.mmap, filling: Step, part: Step) -> None:
+    async def _look(self, states: mmap.mmap, filling: Step, part: Step, seconds: float) -> None:
         """Waits a moment, and counts what came in meanwhile."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK):
+            async with asyncio.timeout(seconds):
                 await self._changed.wait()
         before, filling.done = filling.done, _present(states)
         part.done += filling.done - before
         part.total = part.done
+        now = time.monotonic()
+        if filling.done > before:
+            self._came = now
+            self._tell_trouble("")
+        elif now - self._came > _PATIENCE and not self._closed:
+            self._came = now
+            progress = await self._progress()
+            self._tell_trouble(str(progress["failing"]) if progress.get("waiting") else "")
+
+    def _tell_trouble(self, failing: str) -> None:
+        """Once a change, not once a look."""
+        if bool(failing) != bool(self._failing):
+            waits = f"machine {self._machine} waits for data: {failing}"
+            self._notice(waits if failing else f"machine {self._machine} goes on: its data comes in again")
+        self._failing = failing
+
+    async def _progress(self) -> dict[str, object]:
+        """What the hydrator says of it; nothing where it does not answer: what that means for the machine, others tell."""
+        from castoff.hydrate.client import progress
+
+        try:
+            found = await progress(self._state, self._machine)
+        except CastoffError:
+            return {}
+        return {} if found is None else {name: getattr(found, name) for name in ("fetched", "misses", "waiting", "failing")}
 
     def _open(self) -> mmap.mmap | None:
         """The states; None where they are gone: everything is here."""
