@@ -208,6 +208,18 @@ async def test_prune_takes_it_when_nobody_has_it(store: Store, layer: PackedLaye
     assert store.layer(layer.index.diff_id) is None
 
 
+async def test_usage_tells_how_much_is_here(store: Store, layer: PackedLayer) -> None:
+    """From nothing but zeros to all of it; a broken one counts as nothing."""
+    stored = await begin(store, layer)
+    zeros = float(layer.index.zero.mean())
+    assert [one.hydrated for one in (await store.usage()).layers] == [zeros]
+    with HaveMap.open(stored.path) as have:
+        have.set_many(layer.packed)
+        assert [one.hydrated for one in (await store.usage()).layers] == [1.0]
+    (stored.path / "have").write_bytes(b"what")
+    assert [one.hydrated for one in (await store.usage()).layers] == [0.0]
+
+
 async def test_a_broken_have_is_no_layer(store: Store, layer: PackedLayer) -> None:
     """It is told, and nothing is put in its place."""
     stored = await begin(store, layer)

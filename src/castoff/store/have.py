@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from castoff.errors import Invalid
 
-__all__ = ["CHUNK", "Have", "parse_have"]
+__all__ = ["CHUNK", "Have", "parse_have", "part_here"]
 
 CHUNK = 256 * 1024
 """Bytes in a chunk. castoff.layers.toc has the same; it imports numpy, which the warm path must not."""
@@ -89,3 +89,14 @@ def parse_have(data: bytes, size: int, path: Path) -> Have:
         if (magic, version, chunk, chunks, size) == expected:
             return Have(segment_size, chunks, complete=bool(flags & _COMPLETE))
     raise Invalid(f"{path} is not a `have` file of version {_VERSION}", hint="run `castoff store verify --repair`")
+
+
+def part_here(path: Path) -> float:
+    """Which part of a layer's chunks is here, 0 to 1; 0 where its ``have`` is not there, or broken."""
+    try:
+        data = path.read_bytes()
+        have = parse_have(data, len(data), path)
+    except (OSError, Invalid):
+        return 0.0
+    here = int.from_bytes(data[_HEADER.size :], "little").bit_count()
+    return 1.0 if have.complete or not have.chunks else here / have.chunks

@@ -102,6 +102,15 @@ class HaveMap:
                 self._bits[number >> 3] |= 1 << (number & 7)
             self._write(Have.HEADER, self._bits)
 
+    def clear(self, numbers: Iterable[int]) -> None:
+        """Takes chunks away, durably, before they become holes. Nobody else may have the layer."""
+        with self._alone():
+            for number in numbers:
+                self._bits[number >> 3] &= ~(1 << (number & 7))
+            self._have = Have(self.segment_size, self.chunks, complete=self.missing() == 0)
+            self._write(0, self._have.to_bytes()[: Have.HEADER] + self._bits)
+            os.fdatasync(self._descriptor)
+
     def complete(self) -> None:
         """Says, durably, that every chunk is here.
 

@@ -38,6 +38,8 @@ class Pruned:
     before: int
     """Bytes on disk of layers and root filesystems, before and after. After a dry run they are the same."""
     after: int
+    evicted: int = 0
+    """Bytes of chunks that went out of layers that stay (castoff.store.evict)."""
 
 
 class _Candidates:
@@ -107,7 +109,8 @@ def prune(root: Path, *, limit: int, dry_run: bool = False) -> Pruned:
             if limit and not dry_run:
                 shares.remove(name)
                 after = shares.count()[0]
-    if limit == 0 and not dry_run:
+    evicted = _evict(root, after - limit) if limit and after > limit and not dry_run else 0
+    if evicted or (limit == 0 and not dry_run):
         after = shares_of(root, ("layers", "rootfs")).count()[0]
     return Pruned(
         rootfs=tuple(name.partition("/")[2] for name in removed if name.startswith("rootfs/")),
@@ -115,7 +118,19 @@ def prune(root: Path, *, limit: int, dry_run: bool = False) -> Pruned:
         debris=debris,
         before=before,
         after=after,
+        evicted=evicted,
     )
+
+
+def _evict(root: Path, needed: int) -> int:
+    """Makes holes in layers that stay, the least recently used first."""
+    from castoff.store.evict import evict_chunks  # numpy; most prunes need it not
+
+    freed = 0
+    for path in sorted(layer_directories(root), key=lambda path: _last_used(path) or 0.0):
+        if freed < needed:
+            freed += evict_chunks(path, needed=needed - freed)
+    return freed
 
 
 def remove_rootfs(root: Path, name: RootfsName) -> None:

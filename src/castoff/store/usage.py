@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from castoff.store.extents import extents
+from castoff.store.have import part_here
 from castoff.store.layers import layer_directories
 from castoff.store.machines import MachineRootfs, machine_rootfs
 from castoff.store.rootfs import read_record, rootfs_names
@@ -31,6 +32,8 @@ class LayerUsage:
     rootfs: tuple[str, ...]
     """Names of the root filesystems that share its segment."""
     machines: tuple[str, ...]
+    hydrated: float = 1.0
+    """How much of it is here, 0 to 1: less than 1 while it comes in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,4 +196,5 @@ def _layer(path: Path, shares: Shares, rootfs: Iterable[RootfsUsage], machines: 
         last_used=path.stat().st_mtime,
         rootfs=tuple(one.name for one in rootfs if diff_id in one.layers),
         machines=tuple(name for name, machine in machines.items() if diff_id in machine.layers),
+        hydrated=part_here(path / "have"),
     )
