@@ -266,3 +266,28 @@ def test_what_a_killed_castoff_leaves_the_next_one_removes(published: Published,
         assert (done.returncode, done.stdout) == (0, b"the end\n"), done.stderr
         eventually("its VMM is gone", lambda: not is_running(record["vmm_state"]["pid"]))
         eventually("so is its directory", lambda: castoff.machines == [])
+
+
+def test_a_host_that_had_to_convert_publishes_where_the_settings_say_so(
+    kernels: Path, registry: daemons.Registry, tmp_path: Path
+) -> None:
+    """artifact.publish = "auto": in the background, into the central repository; the next host converts nothing."""
+    own = build_image([busybox_layer(), LayerTar().file("srv/own", b"mine\n").directory("srv")], cmd=["cat", "/srv/own"])
+    write_layout(tmp_path / "image", {"v1": own})
+    central = f"{registry.host}/central/artifacts"
+    nothing = Published(f"oci:{tmp_path}/image:v1", "", own)
+    settings: dict[str, Any] = {"artifact.repositories": [central], "artifact.publish": "auto"}
+    with stranger(kernels, nothing, trusts=False, **settings) as first:
+        done = first.run()
+        assert (done.returncode, done.stdout) == (0, b"mine\n"), done.stderr
+        log = first.state / "publish.log"
+        eventually("it is published", lambda: central in log.read_text())
+        assert f"{central}@sha256:" in log.read_text()
+        key = first("key", "show").stdout.decode().split()[0]
+    del settings["artifact.publish"]
+    with stranger(kernels, replace(nothing, key=key), **settings) as second:
+        (answer,) = second.json("preload", second.image)
+        assert answer["way"] == "artifact"
+        done = second.run()
+        assert (done.returncode, done.stdout) == (0, b"mine\n"), done.stderr
+        assert not (second.state / "publish.log").exists()
