@@ -54,6 +54,8 @@ class ReferrersRegistry:
         lose_uploads: Whether a session is forgotten when its PATCH breaks.
         page: Referrers on one page of the list.
         api: Whether it has the referrers API.
+        token_life: Requests for which a bearer token is good; 0: none is asked for.
+        scopes: The scopes that tokens were asked for, as they came.
     """
 
     def __init__(self, *, page: int = 100, api: bool = True) -> None:
@@ -64,6 +66,10 @@ class ReferrersRegistry:
         self.lose_uploads = False
         self.page = page
         self.api = api
+        self.token_life = 0
+        self.scopes: list[str] = []
+        self._token = ""
+        self._left = 0
         self._uploads: dict[str, _Upload] = {}
         self._numbers = itertools.count(1)
 
@@ -116,6 +122,13 @@ class ReferrersRegistry:
         return response
 
     def _answer(self, request: web.BaseRequest, body: bytes, *, broken: bool) -> web.Response:
+        if request.path == "/token":
+            self.scopes += request.query.getall("scope", [])
+            self._token, self._left = f"token{next(self._numbers)}", self.token_life
+            return web.json_response({"token": self._token})
+        if self.token_life and not self._admits(request):
+            challenge = f'Bearer realm="http://{request.host}/token",service="tests"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
         if request.path == "/v2/":
             return web.Response()
         match = re.fullmatch(r"/v2/(.+)/(blobs/uploads|blobs|manifests|referrers)/([^/]*)", request.path)
@@ -130,6 +143,10 @@ class ReferrersRegistry:
         if kind == "referrers":
             return self._referrers(request, repository, name)
         return self._manifest(request, repository, name, body)
+
+    def _admits(self, request: web.BaseRequest) -> bool:
+        self._left -= 1
+        return self._left >= 0 and request.headers.get("Authorization") == f"Bearer {self._token}"
 
     def _upload(self, request: web.BaseRequest, repository: str, session: str, body: bytes, *, broken: bool) -> web.Response:
         if request.method == "POST":

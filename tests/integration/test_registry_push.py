@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -158,6 +159,64 @@ async def test_real_registry_restarted_in_mid_push(daemon_directory: Path, tmp_p
         assert await asyncio.wait_for(push, 60) is Pushed.SENT
         assert await writer.has_blob(blob)
     await writer.close()
+
+
+async def test_real_registry_reached_through_a_line_that_breaks(registry: daemons.Registry, tmp_path: Path) -> None:
+    """docker-registry, cut off in the middle of a part, and of a small blob: both arrive, whole."""
+    async with breaking_line(registry.host, [40 << 20, 100_000]) as line:
+        writer = writer_of(line, "push/broken")
+        for blob in (large(tmp_path, upload._PART + (16 << 20)), large(tmp_path, 1 << 20)):
+            assert await writer.push_blob(blob) is Pushed.SENT
+            assert await writer.push_blob(blob) is Pushed.PRESENT
+        await writer.close()
+
+
+@contextlib.asynccontextmanager
+async def breaking_line(host: str, after: list[int]) -> AsyncIterator[str]:
+    """A TCP port before ``host`` that resets connections, one after another, when the client sent so many bytes on it."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None) -> None:
+        while data := await reader.read(65536):
+            if limit is not None:
+                limit -= len(data)
+                if limit < 0:
+                    raise ConnectionResetError
+            writer.write(data)
+            await writer.drain()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name, _, port = host.rpartition(":")
+        back, forth = await asyncio.open_connection(name, int(port))
+        copies = {
+            asyncio.create_task(copy(reader, forth, after.pop(0) if after else None)),
+            asyncio.create_task(copy(back, writer, None)),
+        }
+        await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+        for task in copies:
+            task.cancel()
+        await asyncio.gather(*copies, return_exceptions=True)
+        for end in (writer, forth):
+            end.transport.abort()
+
+    server = await asyncio.start_server(handle, "127.0.0.1")
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await asyncio.sleep(0.05)
+
+
+async def test_tokens_that_expire_in_mid_push_are_renewed(tmp_path: Path) -> None:
+    """Each is good for two requests; every part arrives once, and pushing is what they were asked for."""
+    registry = ReferrersRegistry()
+    registry.token_life = 2
+    blob = large(tmp_path, 2 * upload._PART + 1)
+    async with registry.running() as host:
+        writer = writer_of(host)
+        assert await writer.push_blob(blob) is Pushed.SENT
+        await writer.close()
+    assert registry.blobs["team/app"][str(blob.digest)] == (tmp_path / f"blob{blob.size}").read_bytes()
+    assert len(registry.scopes) >= 3 and set(registry.scopes) == {"repository:team/app:pull,push"}
 
 
 async def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path) -> None:

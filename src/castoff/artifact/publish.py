@@ -99,7 +99,10 @@ async def publish_artifact(image: Image, writer: RegistryWriter, *, store: Path,
             async with turns:
                 return await push.layer(layer)
 
-        rows = await together(publish(layer) for layer in layers)
+        # The largest first: while its pack travels, the others are made.
+        rows = await together(publish(layer) for layer in sorted(layers, key=lambda layer: -layer.size))
+        order = {layer.diff_id: number for number, layer in enumerate(layers)}
+        rows.sort(key=lambda row: order[row.diff_id])
         await push.blob(OutgoingBlob.of("an empty configuration", media.EMPTY_JSON))
         artifact = await push.artifact(tuple(rows))
         signature = await push.signature(artifact, key)
