@@ -40,8 +40,6 @@ from castoff.store.store import Store
 
 __all__ = ["BootProfiles"]
 
-_EXPECTED: Final = 30.0
-"""Seconds for which a hot pack waits for a rootfs that takes it."""
 _SETTLE: Final = 3.0
 """Seconds after READY before a hot pack is made: a guest that has just begun its work needs the CPU more."""
 
@@ -62,11 +60,13 @@ class BootProfiles:
     Args:
         store: The host's.
         scheduler: Fetches.
+        patience: Seconds for which a hot pack waits for a rootfs that takes it.
     """
 
-    def __init__(self, store: Store, scheduler: Scheduler) -> None:
+    def __init__(self, store: Store, scheduler: Scheduler, *, patience: float = 30.0) -> None:
         self._store = store
         self._scheduler = scheduler
+        self._patience = patience
         self._served: dict[Served, asyncio.Task[None]] = {}
         self._coming: dict[Digest, _Coming] = {}
         self._sharing: dict[Digest, asyncio.Task[None]] = {}
@@ -86,7 +86,7 @@ class BootProfiles:
         if image in self._coming:
             return
         stream = HotPackStream(_pieces(image, hot_pack, registry), image=image, size=hot_pack.size)
-        timer = asyncio.get_running_loop().call_later(_EXPECTED, self._forget, image)
+        timer = asyncio.get_running_loop().call_later(self._patience, self._forget, image)
         self._coming[image] = _Coming(stream, timer=timer)
 
     def attached(self, served: Served, *, fresh: bool) -> None:
