@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from castoff.layers.locations import Locations
 from castoff.sources.chain import ChainSource
 from castoff.sources.chunks import ChunkReader
 from castoff.sources.quarantine import Quarantine
+from castoff.sources.source import ByteRange, Piece
 from packed_layer import PackedLayer, packed_layer, random_files
 
 
@@ -162,6 +163,34 @@ async def test_a_fetch_that_is_left_ends_what_it_began(layer: PackedLayer, sourc
     await asyncio.wait([task])
     assert source.under_way == 0
     await reader.close()
+
+
+async def test_a_slow_taker_is_not_run_over(layer: PackedLayer, source: FakeChunkSource) -> None:
+    """Chunks are read ahead of whoever takes them, and only so many."""
+    reader = ChunkReader(source, threads=2)
+    async with aclosing(reader.fetch(layer.index, layer.packed)) as chunks:
+        await anext(chunks)
+        await asyncio.sleep(0.1)
+        assert source.given <= 1 + 4 + 4 + 1  # taken, waiting to be taken, being checked, waiting for that
+        assert len(layer.packed) > source.given
+        await asyncio.sleep(0.1)
+        assert len([number async for number, _ in chunks]) == len(layer.packed) - 1
+    await reader.close()
+
+
+async def test_our_own_mistake_is_raised(layer: PackedLayer) -> None:
+    """Neither swallowed, nor waited for, nor anybody's fault but ours."""
+
+    class Wrong(FakeChunkSource):
+        async def read(self, pack: Digest, ranges: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:
+            yield Piece(ByteRange(0, 1), b"x", self.name)
+            yield Piece(ByteRange(1, 2), b"x", self.name)
+
+    for wanted in (layer.packed, layer.packed[:1]):
+        reader = ChunkReader(Wrong({}))
+        with pytest.raises(KeyError):
+            await fetch(reader, layer, wanted)
+        await reader.close()
 
 
 def test_quarantine_grows_and_ends() -> None:

@@ -41,6 +41,8 @@ class FakeChunkSource:
         self.lies = lies
         self.reads: list[tuple[Digest, tuple[ByteRange, ...]]] = []
         """Every read's arguments, in that order."""
+        self.given = 0
+        """Pieces that were taken from it."""
         self.under_way = 0
         """Reads that have begun and not ended."""
         self.closed = False
@@ -62,6 +64,7 @@ class FakeChunkSource:
             for count, one in enumerate(ranges):
                 if self.fails is not None and count >= self.good:
                     raise self.fails
+                self.given += 1
                 yield Piece(one, self._bytes(pack, one), self.name)
         finally:
             self.under_way -= 1

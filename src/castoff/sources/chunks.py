@@ -112,10 +112,10 @@ class ChunkReader:
         async def check(piece: Piece) -> None:
             try:
                 chunk = await self._check(index, places[piece.range], piece)
+                if chunk is not None:
+                    await results.put((piece.range, chunk))  # waits while the caller is behind, and holds up the source
             finally:
                 turns.release()
-            if chunk is not None:
-                await results.put((piece.range, chunk))
 
         try:
             try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -52,8 +51,7 @@ class RegistrySource:
         repository: ``HOST[:PORT]/PATH``. Mirrors are left out: they have no artifacts.
         settings: How patiently.
         image: How registries are reached.
-        spool: Directory for packs that must be read whole, since the server ignores Range; the system's for temporary files
-            if None.
+        spool: Directory for packs that must be read whole, since the server ignores Range. On a disk: /tmp may be memory.
 
     Raises:
         Invalid: It is no repository.
@@ -65,7 +63,7 @@ class RegistrySource:
         settings: SourceSettings | None = None,
         image: ImageSettings | None = None,
         *,
-        spool: Path | None = None,
+        spool: Path = Path("/var/tmp"),
     ) -> None:
         self._settings = settings or SourceSettings()
         self._image = msgspec.structs.replace(
@@ -79,7 +77,7 @@ class RegistrySource:
         self._ignored: set[Digest] = set()
         """Packs of which an answer was the whole although a range was asked for."""
         self._whole: dict[Digest, WholePack] = {}
-        self._spool = spool or Path(tempfile.gettempdir())
+        self._spool = spool
         self.name = f"registry {repository}"
 
     async def locate(self, pack: Digest) -> Located | None:
