@@ -9,6 +9,7 @@ every layer is complete                   -> composed: the next create is a warm
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from castoff.image.image import Image, Platform
 from castoff.machine.model import MachineRequest
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.settings import Lazy
+from castoff.rootfs.size import default_size
 from castoff.store.store import Store
 from castoff.timeline import step
 
@@ -66,39 +68,61 @@ async def preload(
     request = MachineRequest(image=reference, disk_size=size, platform=platform, lazy=Lazy.NEVER)
     async with opened(reference, platform, config=config, store=store) as (source, image):
         with step("preload", image=reference):
-            way, fetched = await _layers(image, limit, profile_only, store, providers)
+            way, fetched = await _layers(image, _Wish(size, limit, profile_only), store, providers)
             if way is not Way.PROFILE:
                 await locate(request, image, source, providers)
     return Preloaded(image, way, fetched)
 
 
-async def _layers(image: Image, limit: int, profile_only: bool, store: Store, providers: ProviderContext) -> tuple[Way, int]:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What the caller asked for besides the image."""
+
+    size: int | None
+    limit: int
+    profile_only: bool
+
+
+async def _layers(image: Image, wish: _Wish, store: Store, providers: ProviderContext) -> tuple[Way, int]:
     """Fetches what the artifact has of the image's layers; where there is none, that is left to a conversion."""
-    if all((layer := store.layer(one.diff_id)) is not None and layer.complete for one in image.layers):
+    if await _is_here(image, wish, store, providers):
         return Way.HERE, 0
     from castoff.rootfs.trusted import trusted_artifact
 
     try:
         artifact = await trusted_artifact(image, providers)
-        fetched = await _from_artifact(image, artifact, limit, profile_only, store, providers)
+        fetched = await _from_artifact(image, artifact, wish, store, providers)
     except NotFound:
-        if profile_only:
+        if wish.profile_only:
             raise
         return Way.ORIGIN, 0
     except NoSpace:
         raise
     except CastoffError as error:
-        if profile_only:
+        if wish.profile_only:
             raise
         providers.notice(f"the artifact of {image.reference} cannot be used: {error}")
         return Way.ORIGIN, 0
-    return Way.PROFILE if profile_only else Way.ARTIFACT, fetched
+    return Way.PROFILE if wish.profile_only else Way.ARTIFACT, fetched
 
 
-async def _from_artifact(
-    image: Image, artifact: Artifact, limit: int, profile_only: bool, store: Store, providers: ProviderContext
-) -> int:
-    """Fetches the missing chunks; bytes of packs."""
+async def _is_here(image: Image, wish: _Wish, store: Store, providers: ProviderContext) -> bool:
+    """Whether nothing is missing that a file of the image has."""
+    layers = [layer for one in image.layers if (layer := store.layer(one.diff_id)) is not None]
+    if len(layers) < len(image.layers) or all(layer.complete for layer in layers):
+        return len(layers) == len(image.layers)
+    from castoff.rootfs.composition import has_all
+
+    return await has_all(image, layers, _size(wish, [layer.have.segment_size for layer in layers], providers))
+
+
+def _size(wish: _Wish, segments: Sequence[int], providers: ProviderContext) -> int:
+    return wish.size or default_size(providers.settings, sum(segments))
+
+
+async def _from_artifact(image: Image, artifact: Artifact, wish: _Wish, store: Store, providers: ProviderContext) -> int:
+    """Fetches the missing chunks that files of the image have; bytes of packs."""
+    from castoff.rootfs.composition import wanted_chunks
     from castoff.rootfs.preload import fetch_layers
     from castoff.rootfs.remote import begin_layers
     from castoff.sources.chunks import ChunkReader
@@ -106,14 +130,17 @@ async def _from_artifact(
     from castoff.sources.quarantine import Quarantine
     from castoff.sources.registry import RegistrySource
 
-    only = await _profile(image, store, providers) if profile_only else None
+    profile = await _profile(image, store, providers) if wish.profile_only else None
     begun = await begin_layers([layer.diff_id for layer in image.layers], artifact, providers)
     with ExitStack() as pins:
         for layer in begun.values():
             pins.callback(layer.stored.pin.close)
+        stack = [begun[layer.diff_id].stored for layer in image.layers]
+        size = _size(wish, [layer.have.segment_size for layer in stack], providers)
+        only = profile or await wanted_chunks(image, stack, size)
         source: ChunkSource = RegistrySource(artifact.repository, providers.sources, providers.image)
         quarantine = Quarantine(providers.sources.quarantine)
-        reader = ChunkReader(LimitedSource(source, limit) if limit else source, quarantine)
+        reader = ChunkReader(LimitedSource(source, wish.limit) if wish.limit else source, quarantine)
         try:
             return await fetch_layers(tuple(begun.values()), reader, store, only=only)
         finally:

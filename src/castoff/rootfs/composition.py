@@ -6,6 +6,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from castoff import timeline
 from castoff.disk.compose import Written, write_composition
 from castoff.errors import Invalid, NoSpace, Unavailable
@@ -22,7 +25,7 @@ from castoff.store.layers import StoredLayer
 from castoff.store.rootfs import FILE, RootfsName, RootfsRecord, StoredRootfs, layered_key
 from castoff.store.store import Store
 
-__all__ = ["build_composed", "compile_layer", "compose_layers", "has_all", "layer_tables"]
+__all__ = ["build_composed", "compile_layer", "compose_layers", "has_all", "layer_tables", "wanted_chunks"]
 
 _INDEX_ENTRY = 24
 """Bytes that an entry has in a layer index, at least about."""
@@ -97,12 +100,25 @@ async def has_all(image: Image, layers: Sequence[StoredLayer], size: int) -> boo
     """
     if all(layer.complete for layer in layers):
         return True
+    wanted = await wanted_chunks(image, layers, size)
+    return all(layer.present()[wanted[layer.diff_id]].all() for layer in layers)
 
-    def look() -> bool:
+
+async def wanted_chunks(image: Image, layers: Sequence[StoredLayer], size: int) -> dict[Digest, NDArray[np.int64]]:
+    """Of each layer the chunks, ascending, that files of ``image`` have.
+
+    Raises:
+        Invalid: The layers contradict each other, or do not fit.
+    """
+
+    def look() -> dict[Digest, NDArray[np.int64]]:
         with timeline.step("rootfs.composition", look=True):
             composition = _composition(image, layers, size)
-            lacking = (composition.live_chunks(number) & ~layer.present() for number, layer in enumerate(layers))
-            return not any(one.any() for one in lacking)
+            live: dict[Digest, NDArray[np.bool_]] = {}
+            for number, layer in enumerate(layers):  # a layer that is there twice may live in parts of both
+                chunks = composition.live_chunks(number)
+                live[layer.diff_id] = live[layer.diff_id] | chunks if layer.diff_id in live else chunks
+            return {diff_id: np.flatnonzero(chunks) for diff_id, chunks in live.items()}
 
     return await uninterrupted(look)
 

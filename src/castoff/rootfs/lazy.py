@@ -151,6 +151,7 @@ async def _locate(request: RootfsRequest, context: ProviderContext) -> LazyRootf
         await asyncio.gather(profile, return_exceptions=True)
     layers = tuple(remote[layer.diff_id] for layer in request.image.layers)
     size = request.size or default_size(context.settings, sum(layer.index.segment_size for layer in layers))
+    await context.store.keep_to_limit()  # a layer that begins has its room reserved
     return LazyRootfs(request.image, artifact, layers, size, front, hot_pack, context)
 
 

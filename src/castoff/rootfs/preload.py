@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, aclosing
 
 import numpy as np
+from numpy.typing import NDArray
 
 from castoff import timeline
 from castoff.errors import Unavailable
@@ -27,12 +28,14 @@ from castoff.store.store import Store
 
 __all__ = ["fetch_layers"]
 
+Numbers = Sequence[int] | NDArray[np.int64]
+
 _BATCH = 64
 """Chunks (16 MiB) that are flushed together: what a crash may cost."""
 
 
 async def fetch_layers(
-    layers: Sequence[RemoteLayer], reader: ChunkReader, store: Store, *, only: Mapping[Digest, Sequence[int]] | None = None
+    layers: Sequence[RemoteLayer], reader: ChunkReader, store: Store, *, only: Mapping[Digest, Numbers] | None = None
 ) -> int:
     """Fetches what is missing of layers; those of which nothing is missing become complete.
 
@@ -112,11 +115,12 @@ class _Arriving:
             self._have.complete()
 
 
-def _missing(layer: RemoteLayer, only: Mapping[Digest, Sequence[int]] | None) -> list[int]:
+def _missing(layer: RemoteLayer, only: Mapping[Digest, Numbers] | None) -> list[int]:
     absent = ~layer.stored.present()
-    if only is None:
-        return [int(number) for number in np.flatnonzero(absent)]
-    return [number for number in only.get(layer.stored.diff_id, ()) if number < len(absent) and absent[number]]
+    numbers = np.flatnonzero(absent) if only is None else np.asarray(only.get(layer.stored.diff_id, ()), np.int64)
+    numbers = numbers[numbers < len(absent)]
+    missing: list[int] = numbers[absent[numbers]].tolist()
+    return missing
 
 
 def _packed(index: LayerIndex, numbers: Sequence[int]) -> int:
