@@ -12,7 +12,7 @@ from castoff.layers.toc import CHUNK
 __all__ = ["publish_index", "read_published"]
 
 LEVEL = 9
-"""Measured on an image of 38,000 entries: half a percent over level 19 in a twentieth of its time."""
+"""An index of 28,000 entries and 5,700 chunks: 402 KB in 18 ms; level 19 makes 381 KB in 187 ms, level 3 417 KB in 4 ms."""
 _ENTRY = 128
 """Bytes that an entry may take: the format takes under 60, with names as images have them."""
 
