@@ -48,8 +48,12 @@ class Host:
 
     @classmethod
     async def make(cls, directory: Path, layers: Sequence[Mapping[str, bytes]]) -> Host:
-        store = Store.open(directory / "state", StoreSettings(backing="native"))
         packed = [await packed_layer(directory / f"layer{number}", files) for number, files in enumerate(layers)]
+        return await cls.of(directory, packed)
+
+    @classmethod
+    async def of(cls, directory: Path, packed: Sequence[PackedLayer]) -> Host:
+        store = Store.open(directory / "state", StoreSettings(backing="native"))
         for layer in packed:
             (await store.begin_layer(layer.index.diff_id, layer.index)).pin.close()
         host = cls(store, packed, b"")
