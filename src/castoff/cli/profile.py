@@ -158,7 +158,7 @@ def _as_text(found: _Found, every: bool) -> str:
     if profile is None:
         facts.append(("here", "none; the next lazy boot takes the published one"))
     else:
-        boots = f"{len(profile.boots)} boots, the last {_ago(profile.boots[-1].recorded)} ago"
+        boots = f"{_boots(len(profile.boots))}, the last {_ago(profile.boots[-1].recorded)} ago"
         total = sum(run.size for run in found.runs)
         facts.append(("here", f"{boots}: {sum(run.chunks for run in found.runs)} chunks, {size(total)}"))
     if published is None:
@@ -168,7 +168,7 @@ def _as_text(found: _Found, every: bool) -> str:
         facts.append(
             (
                 "published",
-                f"{published.repository}, by {printable(found.signer)}, {told.boots} boots, the last {_ago(told.recorded)} ago",
+                f"{published.repository}, by {printable(found.signer)}, {_boots(told.boots)}, the last {_ago(told.recorded)} ago",
             )
         )
         facts.append(("hot pack", size(told.hot_pack.size)))
@@ -184,6 +184,10 @@ def _files(run: _Run) -> str:
         return ""
     rest = f" and {len(run.files) - 1} more" if len(run.files) > 1 else ""
     return printable(run.files[0]) + rest
+
+
+def _boots(count: int) -> str:
+    return f"{count} boot{'s' if count > 1 else ''}"
 
 
 def _ago(when: float) -> str:
