@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -29,7 +30,7 @@ from castoff.layers.index import read_index
 from castoff.layers.pack import check_locations, chunk_size, unpack_chunk, verify_chunk
 from castoff.layers.published import read_published
 from castoff.store.settings import StoreSettings
-from castoff.timeline import Timeline, recording
+from castoff.timeline import Step, Timeline, recording
 from machines import Castoff, castoff_state
 from oci_builder import BuiltImage, LayerTar, build_image, build_index, write_layout
 from referrers_registry import ReferrersRegistry
@@ -203,6 +204,38 @@ async def test_a_broken_publish_goes_on(tmp_path: Path) -> None:
         assert published.blobs[Pushed.PRESENT] >= 1
         assert registry.received == published.sent
         assert await found_by(tmp_path / "state", f"{host}/app:latest") is not None
+
+
+async def test_a_cancelled_publish_leaves_nothing_behind(tmp_path: Path) -> None:
+    """While it packs, and while it pushes: nothing in the store's tmp, no lock; the next one succeeds."""
+    registry = ReferrersRegistry()
+    registry.add("app", build_image([layer(3, 48 << 20)]))
+    async with registry.running() as host, Host.open(config=config_in(tmp_path / "state")) as publisher:
+        await publisher.build_rootfs(f"{host}/app:latest", size=1 << 30)
+        for step_name in ("layers.pack", "image.push"):
+            begun = asyncio.Event()
+            timeline = Timeline(observers=(_Waker(step_name, begun, asyncio.get_running_loop()),))
+            with recording(timeline):
+                work = asyncio.create_task(publisher.publish(f"{host}/app:latest"))
+            await begun.wait()
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            for directory in ("tmp", "locks"):
+                assert not list((tmp_path / "state" / "store" / directory).iterdir())
+        published = await publisher.publish(f"{host}/app:latest")
+        assert published.blobs[Pushed.SENT] >= 1
+
+
+class _Waker:
+    """Tells when a step begins."""
+
+    def __init__(self, name: str, event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+        self._name, self._event, self._loop = name, event, loop
+
+    def on_step(self, step: Step) -> None:
+        if step.name == self._name:
+            self._loop.call_soon_threadsafe(self._event.set)
 
 
 async def test_an_image_without_layers_is_refused(tmp_path: Path) -> None:
