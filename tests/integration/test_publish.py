@@ -23,8 +23,9 @@ from castoff.host import Host
 from castoff.image.digest import Digest
 from castoff.image.image import Platform
 from castoff.image.opening import open_source
-from castoff.image.push import Pushed
-from castoff.image.reference import parse_reference
+from castoff.image.outgoing import OutgoingBlob
+from castoff.image.push import Pushed, RegistryWriter
+from castoff.image.reference import RegistryReference, parse_reference
 from castoff.image.settings import ImageSettings
 from castoff.layers.index import read_index
 from castoff.layers.pack import check_locations, chunk_size, unpack_chunk, verify_chunk
@@ -97,11 +98,11 @@ async def test_an_image_is_published_found_and_whole(registry: daemons.Registry,
     assert artifact is not None and artifact.digest == published.artifact.digest
     assert artifact.repository == f"{registry.host}/publish/whole"
     for row in artifact.layers:
-        _check_layer(registry, "publish/whole", row, tmp_path / "state" / "store" / "layers" / row.diff_id.hex)
+        _check_layer(registry, row, tmp_path / "state" / "store" / "layers" / row.diff_id.hex)
     assert not list((tmp_path / "state" / "store" / "tmp").iterdir())
 
 
-def _check_layer(registry: daemons.Registry, repository: str, row: ArtifactLayer, stored: Path) -> None:
+def _check_layer(registry: daemons.Registry, row: ArtifactLayer, stored: Path) -> None:
     def blob(digest: Digest) -> bytes:
         return (registry.directory / "docker/registry/v2/blobs/sha256" / digest.hex[:2] / digest.hex / "data").read_bytes()
 
@@ -114,6 +115,28 @@ def _check_layer(registry: daemons.Registry, repository: str, row: ArtifactLayer
             chunk = unpack_chunk(pack[int(start) : int(start) + int(length)], chunk_size(index, number))
             verify_chunk(index, number, chunk)
             assert chunk == segment[number * CHUNK : number * CHUNK + len(chunk)]
+
+
+async def test_the_registrys_garbage_collection_takes_nothing_of_it(tmp_path: Path) -> None:
+    """docker-registry's own command, after a publish: a blob that nobody names goes, all of the artifact stays."""
+    with daemons.registry(tmp_path / "registry") as registry:
+        reference = push(registry.host, "publish/collected", image_of(1, 2), tmp_path)
+        published = await publish(tmp_path / "state", reference)
+        stray = OutgoingBlob.of("a stray blob", b"nobody names it")
+        repository = parse_reference(reference)
+        assert isinstance(repository, RegistryReference)
+        writer = RegistryWriter(repository, QUICK)
+        await writer.push_blob(stray)
+        await writer.close()
+        collect = ["docker-registry", "garbage-collect", str(tmp_path / "registry" / "config.yml")]
+        subprocess.run(collect, check=True, capture_output=True, timeout=60)
+    with daemons.registry(tmp_path / "registry") as registry:
+        assert not (registry.directory / "docker/registry/v2/blobs/sha256" / stray.digest.hex[:2] / stray.digest.hex).exists()
+        reference = f"{registry.host}/publish/collected:v1"
+        artifact = await found_by(tmp_path / "state", reference)
+        assert artifact is not None and artifact.digest == published.artifact.digest
+        for row in artifact.layers:
+            _check_layer(registry, row, tmp_path / "state" / "store" / "layers" / row.diff_id.hex)
 
 
 async def test_only_what_is_new_travels(tmp_path: Path) -> None:
