@@ -87,12 +87,12 @@ async def _layers(image: Image, wish: _Wish, store: Store, providers: ProviderCo
     """Fetches what the artifact has of the image's layers; where there is none, that is left to a conversion."""
     if await _is_here(image, wish, store, providers):
         return Way.HERE, 0
-    from castoff.rootfs.trusted import trusted_artifact
+    from castoff.rootfs.trusted import NoArtifact, trusted_artifact
 
     try:
         artifact = await trusted_artifact(image, providers)
         fetched = await _from_artifact(image, artifact, wish, store, providers)
-    except NotFound:
+    except NoArtifact:
         if wish.profile_only:
             raise
         return Way.ORIGIN, 0

@@ -25,7 +25,7 @@ from castoff.layers.pack import HEAD
 from castoff.layers.toc import CHUNK
 from castoff.rootfs.composition import layer_tables
 from castoff.store.hydration import present_chunks
-from faulty_proxy import faulty_proxy
+from faulty_proxy import Answer, WrongBytes, dice, faulty_proxy, of_blobs
 from machines import Castoff, busybox_layer, castoff_state, eventually, is_running
 from oci_builder import BuiltImage, LayerTar, build_image, write_layout
 
@@ -292,3 +292,35 @@ def test_a_host_that_had_to_convert_publishes_where_the_settings_say_so(
         done = second.run()
         assert (done.returncode, done.stdout) == (0, b"mine\n"), done.stderr
         assert not (second.state / "publish.log").exists()
+
+
+def test_an_artifact_whose_blobs_are_gone_is_told_and_done_without(
+    published: Published, kernels: Path, registry: daemons.Registry
+) -> None:
+    """The registry lost what the artifact names: auto converts and says so, always says so."""
+    own = {blob.digest for blob in published.image.blobs()}
+    with faulty_proxy(registry.host) as proxy:
+        proxy.choose = lambda request: Answer(404) if of_blobs(request) and request.path.rpartition("/")[2] not in own else None
+        through = replace(published, reference=published.reference.replace(registry.host, proxy.host))
+        with stranger(kernels, through) as castoff:
+            refused = castoff.run("true", flags=["--lazy", "always"])
+            assert refused.returncode == 125
+            assert b"does not have the index of layer" in refused.stderr
+            assert castoff.machines == []
+            done = castoff.run("sh", "-c", HASH_ALL)
+            assert (done.returncode, sorted(done.stdout.decode().splitlines())) == (0, hashes()), done.stderr
+            assert b"cannot start lazily" in done.stderr
+            assert is_complete(castoff)
+
+
+def test_wrong_bytes_reach_no_guest(published: Published, kernels: Path, registry: daemons.Registry) -> None:
+    """Of every third answer a byte is another: the guest reads what the image has, and so does the store."""
+    with faulty_proxy(registry.host) as proxy:
+        through = replace(published, reference=published.reference.replace(registry.host, proxy.host))
+        settings = {"sources.quarantine": 0.1}
+        with stranger(kernels, through, **settings) as castoff:
+            proxy.choose = dice(7, 0.3, [WrongBytes(0), WrongBytes(10_000)], lambda request: request.range is not None)
+            done = castoff.run("sh", "-c", HASH_ALL, flags=["--lazy", "always"])
+            assert (done.returncode, sorted(done.stdout.decode().splitlines())) == (0, hashes()), done.stderr
+            assert any(isinstance(request.fault, WrongBytes) for request in proxy.seen), "nothing was wrong"
+            assert castoff("store", "verify").returncode == 0

@@ -18,7 +18,7 @@ from castoff.artifact.artifact import Artifact
 from castoff.disk.clone import Drive, Role
 from castoff.disk.files import created
 from castoff.disk.overlay import OverlayClone
-from castoff.errors import CastoffError, NotFound, Unavailable, Unsupported
+from castoff.errors import CastoffError, Unavailable, Unsupported
 from castoff.hydrate.client import attach, detach
 from castoff.hydrate.record import CLONE, FrontKind, HotPackRecord, LazyLayer, LazyRecord, write_record
 from castoff.image.image import Image
@@ -31,7 +31,7 @@ from castoff.rootfs.provider import RootfsRequest
 from castoff.rootfs.remote import RemoteLayer, begin_layers
 from castoff.rootfs.settings import Lazy
 from castoff.rootfs.size import default_size
-from castoff.rootfs.trusted import trusted_artifact
+from castoff.rootfs.trusted import NoArtifact, trusted_artifact
 from castoff.store.builds import uninterrupted
 from castoff.store.machines import MachineRootfs, write_machine_rootfs
 from castoff.store.rootfs import RootfsName, layered_key
@@ -122,7 +122,7 @@ async def locate_lazily(request: RootfsRequest, context: ProviderContext, mode: 
 
     Raises:
         Unsupported: This host cannot, and must.
-        NotFound: There is no artifact that counts, and must be.
+        NoArtifact: There is none that counts, and must be.
         CastoffError: The artifact's registry failed, or what it gave is broken, and must not be.
     """
     with timeline.step("rootfs.lazy", image=request.image.reference) as step:
@@ -132,7 +132,7 @@ async def locate_lazily(request: RootfsRequest, context: ProviderContext, mode: 
             if mode is Lazy.ALWAYS:
                 raise
             step.attributes["not"] = error.what
-            if not isinstance(error, NotFound | Unsupported):
+            if not isinstance(error, NoArtifact | Unsupported):
                 context.notice(f"{request.image.reference} cannot start lazily: {error}")
             return None
 

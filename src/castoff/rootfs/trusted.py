@@ -12,14 +12,18 @@ from castoff.image.image import Image
 from castoff.image.reference import parse_reference
 from castoff.rootfs.context import ProviderContext
 
-__all__ = ["trusted_artifact"]
+__all__ = ["NoArtifact", "trusted_artifact"]
+
+
+class NoArtifact(NotFound):
+    """An image has no artifact that counts on this host."""
 
 
 async def trusted_artifact(image: Image, context: ProviderContext) -> Artifact:
     """The image's artifact, whose signature is of a key that this host trusts.
 
     Raises:
-        NotFound: There is none; why others do not count was told as notices.
+        NoArtifact: There is none; why others do not count was told as notices.
         Invalid: A repository of the settings is none.
     """
     trust = await asyncio.to_thread(load_trust, context.store.state)
@@ -35,7 +39,7 @@ async def trusted_artifact(image: Image, context: ProviderContext) -> Artifact:
     for note in notes:
         context.notice(note)
     if artifact is None:
-        raise NotFound(
+        raise NoArtifact(
             f"{image.reference} has no rootfs artifact that counts here", hint="`castoff publish` makes one; see `castoff trust`"
         )
     return artifact
