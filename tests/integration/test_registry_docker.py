@@ -19,9 +19,12 @@ import pytest
 import daemons
 from castoff.conformance.image_source import check_image_source
 from castoff.errors import NotFound, Unauthorized, Unavailable
+from castoff.image.digest import Digest
 from castoff.image.image import Platform
 from castoff.image.opening import open_source
-from castoff.image.reference import parse_reference
+from castoff.image.outgoing import OutgoingBlob
+from castoff.image.push import Pushed, RegistryWriter
+from castoff.image.reference import RegistryReference, parse_reference
 from castoff.image.settings import ImageSettings
 from castoff.timeline import Timeline, recording
 from oci_builder import BuiltImage, LayerTar, build_image, build_index, write_layout
@@ -174,6 +177,26 @@ async def test_tls_and_a_password(closed_registry: str, authority: Path, tmp_pat
         await resolve(ca_file=str(authority / "cert.pem"), docker_config=str(config))
     with pytest.raises(Unavailable, match="not trusted"):
         await resolve(docker_config=str(config))
+
+
+async def test_a_push_over_tls_with_a_password(closed_registry: str, authority: Path, tmp_path: Path) -> None:
+    """A blob of two parts, and one for which the password is wrong: nothing of that arrives."""
+    data = os.urandom(40 << 20)
+    (tmp_path / "blob").write_bytes(data)
+    blob = OutgoingBlob("a blob", Digest.of(data), len(data), tmp_path / "blob")
+    reference = parse_reference(f"{closed_registry}/team/pushed")
+    assert isinstance(reference, RegistryReference)
+    for password, right in (("wrong", False), ("secret", True)):
+        auth = base64.b64encode(f"user:{password}".encode()).decode()
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {closed_registry: {"auth": auth}}}))
+        settings = ImageSettings(ca_file=str(authority / "cert.pem"), docker_config=str(tmp_path / "config.json"))
+        writer = RegistryWriter(reference, settings)
+        if right:
+            assert [await writer.push_blob(blob), await writer.push_blob(blob)] == [Pushed.SENT, Pushed.PRESENT]
+        else:
+            with pytest.raises(Unauthorized, match="refuses"):
+                await writer.push_blob(blob)
+        await writer.close()
 
 
 async def test_a_registry_that_is_killed_and_comes_back(daemon_directory: Path, tmp_path: Path) -> None:
