@@ -22,6 +22,7 @@ from castoff.image.digest import Digest
 from castoff.layers.index import LayerIndex, LocationKind
 from castoff.layers.pack import chunk_size, unpack_chunk, verify_chunk
 from castoff.sources.chain import ChainSource
+from castoff.sources.failure import failure_of
 from castoff.sources.quarantine import Quarantine
 from castoff.sources.source import ByteRange, ChunkSource, Piece
 
@@ -72,10 +73,14 @@ class ChunkReader:
             Invalid: The index says nonsense of where the chunks are.
         """
         for pack, left in _places(index, numbers).items():
-            while left:  # each turn ends with fewer left, with a source in quarantine, or by raising
-                async with aclosing(self._read(index, pack, dict(left))) as chunks:
+            liars: dict[str, WrongBytes] = {}
+            while left:  # each turn ends with fewer left, with one more liar, or by raising
+                before, known = len(left), len(liars)
+                async with aclosing(self._read(index, pack, dict(left), liars)) as chunks:
                     async for place, chunk in chunks:
                         yield left.pop(place), chunk
+                if (len(left), len(liars)) == (before, known):
+                    raise failure_of(pack, liars)
 
     async def close(self) -> None:
         """Closes source and threads."""
@@ -83,18 +88,18 @@ class ChunkReader:
         self._threads.shutdown(wait=False)
 
     async def _read(
-        self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int]
+        self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int], liars: dict[str, WrongBytes]
     ) -> AsyncGenerator[tuple[ByteRange, bytes], None]:
-        """The chunks that were right; raises the source's failure when these are through."""
+        """The chunks that were right; raises the source's failure when these are through. Adds to ``liars``."""
         if len(places) == 1:  # somebody waits for it: a task and a queue would be a third of its cost
             async with aclosing(self._source.read(pack, list(places))) as pieces:
                 async for piece in pieces:
-                    chunk = await self._check(index, places[piece.range], piece)
+                    chunk = await self._check(index, places[piece.range], piece, liars)
                     if chunk is not None:
                         yield piece.range, chunk
             return
         results: _Results = asyncio.Queue(self._depth)
-        reading = asyncio.create_task(self._read_many(index, pack, places, results))
+        reading = asyncio.create_task(self._read_many(index, pack, places, liars, results))
         try:
             while (result := await results.get()) is not None:
                 yield result
@@ -103,7 +108,9 @@ class ChunkReader:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def _read_many(self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int], results: _Results) -> None:
+    async def _read_many(
+        self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int], liars: dict[str, WrongBytes], results: _Results
+    ) -> None:
         """Checks pieces while others come in; None after the last result, and then the source's failure is raised."""
         turns = asyncio.Semaphore(self._depth)
         checks: list[asyncio.Task[None]] = []
@@ -111,7 +118,7 @@ class ChunkReader:
 
         async def check(piece: Piece) -> None:
             try:
-                chunk = await self._check(index, places[piece.range], piece)
+                chunk = await self._check(index, places[piece.range], piece, liars)
                 if chunk is not None:
                     await results.put((piece.range, chunk))  # waits while the caller is behind, and holds up the source
             finally:
@@ -136,7 +143,7 @@ class ChunkReader:
         if failure is not None:
             raise failure
 
-    async def _check(self, index: LayerIndex, number: int, piece: Piece) -> bytes | None:
+    async def _check(self, index: LayerIndex, number: int, piece: Piece, liars: dict[str, WrongBytes]) -> bytes | None:
         """The chunk; None where its bytes are wrong, for which their source is left alone."""
         check = partial(_verified, index, number, piece)
         try:
@@ -144,6 +151,7 @@ class ChunkReader:
         except Invalid as error:
             wrong = WrongBytes(piece.source, number, index.diff_id, error)
             self.wrong.append(wrong)
+            liars[piece.source] = wrong
             self.quarantine.put(piece.source, wrong.what)
             return None
         self.quarantine.good(piece.source)
