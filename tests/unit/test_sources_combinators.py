@@ -71,6 +71,22 @@ async def test_a_chain_asks_the_next_for_the_rest() -> None:
     assert second.reads == [(PACK, tuple(PARTS[3:]))]
 
 
+async def test_who_fails_where_another_does_not_is_passed_over_for_a_while() -> None:
+    """So a dead peer costs its timeout once; where nobody else gives, nobody is passed over."""
+    now = 0.0
+    broken, good = fake("broken", fails=Unavailable("a reset")), fake("good")
+    chain = ChainSource([broken, good], Quarantine(64.0, clock=lambda: now))
+    await read(chain)
+    await read(chain)
+    assert (len(broken.reads), len(good.reads)) == (1, 2)
+    now = 0.3
+    good.fails = Unavailable("a stall")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="broken: a reset; good: a stall"):
+            await read(chain)
+    assert (len(broken.reads), len(good.reads)) == (3, 4)
+
+
 async def test_a_chain_locates_past_a_failure() -> None:
     """Not here is None, also after one that is not here; broken is an error when nobody has it."""
     broken = fake("broken", fails=Unavailable("down"))

@@ -1,8 +1,8 @@
-"""Sources in order: what one does not give, the next is asked for; those in quarantine come last, or not at all."""
+"""Sources in order: what one does not give, the next is asked for; those in quarantine are passed over."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from castoff.errors import CastoffError, Internal, Unavailable
@@ -30,7 +30,9 @@ class ChainSource:
     async def locate(self, pack: Digest) -> Located | None:
         """Of the first that has it."""
         failure: CastoffError | None = None
-        for source in self._in_order():
+        for source in self._sources:
+            if self.quarantine.why(source.name) is not None:
+                continue
             try:
                 found = await source.locate(pack)
             except CastoffError as error:
@@ -51,9 +53,9 @@ class ChainSource:
         """
         left = dict.fromkeys(ranges)
         failures: dict[str, CastoffError] = {}
-        for source in self._in_order():
-            if self.quarantine.rests(source.name):
-                failures[source.name] = Unavailable(self.quarantine.why(source.name) or "it rests")
+        for source in self._sources:
+            if (why := self.quarantine.why(source.name)) is not None:
+                failures[source.name] = Unavailable(why)
                 continue
             try:
                 async with aclosing(source.read(pack, list(left))) as pieces:
@@ -65,12 +67,16 @@ class ChainSource:
             except CastoffError as error:
                 failures[source.name] = error
             if not left:
+                self._pass_over(failures)
                 return
             failures.setdefault(source.name, Unavailable("it ended before it had given all"))
         raise failure_of(pack, failures)
 
-    def _in_order(self) -> list[ChunkSource]:
-        return sorted(self._sources, key=lambda source: self.quarantine.why(source.name) is not None)
+    def _pass_over(self, failures: Mapping[str, CastoffError]) -> None:
+        """Another gave what these did not: the next read need not wait for them to fail again."""
+        for name, error in failures.items():
+            if isinstance(error, Unavailable) and self.quarantine.why(name) is None:
+                self.quarantine.put(name, error.what)
 
     async def close(self) -> None:
         for source in self._sources:

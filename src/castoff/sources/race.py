@@ -22,7 +22,7 @@ class RaceSource:
     Args:
         sources: In the order in which they begin.
         after: Seconds after which the next begins; 0: all at once.
-        quarantine: Who is left alone. Where all are, they run all the same but for those that rest.
+        quarantine: Who is left alone.
     """
 
     def __init__(self, sources: Sequence[ChunkSource], *, after: float = 0.0, quarantine: Quarantine | None = None) -> None:
@@ -78,8 +78,7 @@ class RaceSource:
             await source.close()
 
     def _runners(self) -> list[ChunkSource]:
-        fit = [source for source in self._sources if self.quarantine.why(source.name) is None]
-        return fit or [source for source in self._sources if not self.quarantine.rests(source.name)]
+        return [source for source in self._sources if self.quarantine.why(source.name) is None]
 
 
 class _Heat:

@@ -18,5 +18,5 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     retries: int = 3
     """Tries after the first, of one request; what still fails then fails for the fetch, and whoever asked tries again."""
     quarantine: float = 60.0
-    """Seconds: the longest that a source which sent wrong bytes is asked only where no other has the chunk. The first time
-    it is a sixty-fourth of it, and twice as long with each time after that; a hundred good chunks begin the count anew."""
+    """Seconds: the longest that a source which sent wrong bytes is left alone. The first time it is a 256th of it, and twice
+    as long with each time after that; sixteen right chunks begin the count anew."""
