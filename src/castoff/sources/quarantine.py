@@ -1,7 +1,7 @@
 """Which sources are left alone, and for how long.
 
-One that sent wrong bytes, or failed where another did not, is asked nothing for a while: first for a moment, since a bit may flip anywhere on the way and it
-may be the only one that has the chunk, then twice as long each time that it does so again soon.
+One that sent wrong bytes, or failed where another did not, is asked nothing for a while: first for a moment, since a bit may
+flip anywhere on the way and it may be the only one that has the chunk, then twice as long each time that it does so again soon.
 """
 
 from __future__ import annotations
