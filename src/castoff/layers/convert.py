@@ -108,8 +108,10 @@ async def _run(conversion: _Conversion, head: bytes, pieces: AsyncIterator[bytes
         conversion.pipeline.stop(error)
         raise
     finally:
-        await _settle(pump, conversion.done)
-        conversion.close()
+        try:
+            await _settle(pump, conversion.done)
+        finally:
+            conversion.close()
     if conversion.pipeline.error is not None:
         raise conversion.pipeline.error
 
