@@ -63,7 +63,7 @@ async def _verify(
     from castoff.errors import Invalid
     from castoff.layers.convert import convert
     from castoff.layers.index import read_index
-    from castoff.layers.pack import write_pack
+    from castoff.layers.packing import write_pack
     from castoff.rootfs.remote import fetch_index
     from castoff.rootfs.verify import Verdict
 

@@ -27,7 +27,8 @@ from castoff.image.push import RegistryWriter
 from castoff.image.reference import Reference, RegistryReference, parse_reference
 from castoff.image.source import ImageSource
 from castoff.layers.index import LayerIndex, read_index
-from castoff.layers.pack import Pack, write_pack
+from castoff.layers.pack import Pack
+from castoff.layers.packing import write_pack
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.conversion import convert_layer
 from castoff.store.builds import uninterrupted

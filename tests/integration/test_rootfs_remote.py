@@ -16,7 +16,8 @@ from castoff.errors import CastoffError, DigestMismatch, Invalid, LimitExceeded
 from castoff.image.digest import Digest
 from castoff.layers.index import LayerIndex
 from castoff.layers.locations import Locations
-from castoff.layers.pack import Pack, write_pack
+from castoff.layers.pack import Pack
+from castoff.layers.packing import write_pack
 from castoff.layers.published import publish_index
 from castoff.layers.settings import Limits
 from castoff.layers.toc import CHUNK

@@ -19,7 +19,8 @@ from castoff.errors import Invalid
 from castoff.layers.convert import convert
 from castoff.layers.index import LayerIndex, encode_index
 from castoff.layers.locations import LocationKind
-from castoff.layers.pack import HEAD, Pack, check_locations, chunk_size, unpack_chunk, verify_chunk, write_pack
+from castoff.layers.pack import HEAD, Pack, check_locations, chunk_size, unpack_chunk, verify_chunk
+from castoff.layers.packing import write_pack
 from castoff.layers.published import publish_index, read_published
 from castoff.layers.settings import Limits
 from castoff.layers.toc import CHUNK

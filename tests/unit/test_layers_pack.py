@@ -15,7 +15,8 @@ from castoff.errors import DigestMismatch, Invalid, LimitExceeded, NotFound, Una
 from castoff.image.digest import Digest
 from castoff.layers.convert import convert
 from castoff.layers.index import LayerIndex, LocationKind
-from castoff.layers.pack import HEAD, Pack, check_locations, chunk_size, pack_chunks, unpack_chunk, verify_chunk, write_pack
+from castoff.layers.pack import HEAD, Pack, check_locations, chunk_size, pack_chunks, unpack_chunk, verify_chunk
+from castoff.layers.packing import write_pack
 from castoff.layers.pipeline import Stopped
 from castoff.layers.published import publish_index, read_published
 from castoff.layers.settings import Limits

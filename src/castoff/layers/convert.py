@@ -30,7 +30,8 @@ from castoff.layers.content import read_layer
 from castoff.layers.feed import Feed
 from castoff.layers.index import LayerIndex, Locations, write_index
 from castoff.layers.inflate import HEAD, Stream, open_decompressor, sniff
-from castoff.layers.pack import HELD, Pack, pack_buffers
+from castoff.layers.pack import Pack
+from castoff.layers.packing import HELD, pack_buffers
 from castoff.layers.pipeline import Buffer, Channel, Pipeline, Pool
 from castoff.layers.rows import Rows
 from castoff.layers.segment import STAGING, Segment
