@@ -324,3 +324,21 @@ def test_wrong_bytes_reach_no_guest(published: Published, kernels: Path, registr
             assert (done.returncode, sorted(done.stdout.decode().splitlines())) == (0, hashes()), done.stderr
             assert any(isinstance(request.fault, WrongBytes) for request in proxy.seen), "nothing was wrong"
             assert castoff("store", "verify").returncode == 0
+
+
+def test_machines_that_begin_at_once_fetch_each_chunk_once(
+    published: Published, kernels: Path, registry: daemons.Registry
+) -> None:
+    """Three of one image, on a host that has nothing: each reads the image, and the registry is asked as by one."""
+    with faulty_proxy(registry.host) as proxy:
+        through = replace(published, reference=published.reference.replace(registry.host, proxy.host))
+        with stranger(kernels, through) as castoff:
+            flags = ["--lazy", "always", "--memory", "128M"]
+            running = [castoff.start("sh", "-c", HASH_ALL, flags=flags) for _ in range(3)]
+            for process in running:
+                said, errors = process.communicate(timeout=120)
+                assert (process.returncode, sorted(said.decode().splitlines())) == (0, hashes()), errors
+            ranges = [request for request in proxy.blobs() if request.range is not None]
+            packs = sum(layer["pack_size"] for layer in castoff.json("rootfs", "show", castoff.image)["layers"])
+            assert sum(request.sent for request in ranges) <= packs * 1.05
+            assert castoff.machines == []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from castoff.host import Host
     from castoff.preload import Preloaded
 
-__all__ = ["command"]
+__all__ = ["command", "images_of"]
 
 _FILE_LIMIT = 4 << 20
 _WAYS = {
@@ -63,13 +63,13 @@ def command(
     Layers come from an artifact whose key is trusted, or are converted. What was interrupted goes on where it was; what is
     here already is left alone. Exits with 1 when an image could not be made ready; the others are.
     """
-    names = [*images, *(name for file in files for name in _read(file))]
+    names = images_of(images, files)
     if not names:
         raise click.UsageError("no image is named")
 
     async def work(host: Host) -> list[tuple[str, Preloaded | CastoffError]]:
         answers: list[tuple[str, Preloaded | CastoffError]] = []
-        for name in dict.fromkeys(names):
+        for name in names:
             try:
                 ready = await host.preload(name, size=wanted, platform=platform, limit=limit or 0, profile_only=profile_only)
             except CastoffError as error:
@@ -82,6 +82,15 @@ def command(
     answers = on_host(shared, work, timeline_file=timeline_file, title=" ".join(names))
     shared.answer([_as_json(*answer) for answer in answers], lambda: "\n".join(_as_text(*answer) for answer in answers))
     return Exit.NO if any(isinstance(answer, CastoffError) for _, answer in answers) else Exit.OK
+
+
+def images_of(words: tuple[str, ...], files: tuple[Path, ...]) -> list[str]:
+    """The images that are named, each once, in their order.
+
+    Raises:
+        Invalid: A file cannot be read, or is no list.
+    """
+    return list(dict.fromkeys([*words, *(name for file in files for name in _read(file))]))
 
 
 def _as_json(name: str, answer: Preloaded | CastoffError) -> dict[str, Any]:
