@@ -33,6 +33,8 @@ _PATIENCE = 2.0
 class Hydration:
     """Follows one machine's data from its attachment on, until it is all here or the machine goes.
 
+    Its steps have totals only when they end: nobody waits for all of it, so it is no progress of the create.
+
     Args:
         state: castoff's state directory.
         directory: The machine's.
@@ -77,17 +79,20 @@ class Hydration:
         states = self._open()
         if states is None:
             return
-        with states, step("hydrate.fill", machine=self._machine, total=len(states) * CHUNK) as filling:
+        with states, step("hydrate.fill", machine=self._machine) as filling:
             filling.done = _present(states)
             with step("hydrate.boot") as boot:
                 while not (self._is_ready or self._closed):
                     await self._look(states, filling, boot, _OFTEN)
+                boot.total = boot.done
                 boot.attributes |= {name: value for name, value in (await self._progress()).items() if name in _COUNTS}
             self._changed.clear()
-            if not (self._closed or _present(states) == filling.total):
+            whole = len(states) * CHUNK
+            if not (self._closed or _present(states) == whole):
                 with step("hydrate.rest") as rest:
-                    while not (self._closed or filling.done == filling.total):
+                    while not (self._closed or filling.done == whole):
                         await self._look(states, filling, rest, _SELDOM)
+                    rest.total = rest.done
             filling.attributes |= {"chunks": len(states), "here": _present(states) // CHUNK}
             filling.total = filling.done = _present(states)
 
@@ -98,14 +103,15 @@ class Hydration:
                 await self._changed.wait()
         before, filling.done = filling.done, _present(states)
         part.done += filling.done - before
-        part.total = part.done
         now = time.monotonic()
         if filling.done > before:
             self._came = now
             self._tell_trouble("")
-        elif now - self._came > _PATIENCE and not self._closed:
+        elif now - self._came > _PATIENCE and not self._closed and filling.done < len(states) * CHUNK:
             self._came = now
             progress = await self._progress()
+            if not progress:
+                await self._wake()
             self._tell_trouble(str(progress["failing"]) if progress.get("waiting") else "")
 
     def _tell_trouble(self, failing: str) -> None:
@@ -124,6 +130,13 @@ class Hydration:
         except CastoffError:
             return {}
         return {} if found is None else {name: getattr(found, name) for name in ("fetched", "misses", "waiting", "failing")}
+
+    async def _wake(self) -> None:
+        """Hydrator and keeper were both killed, it seems: the next hydrator takes the machine's descriptors from the VMM."""
+        from castoff.hydrate.client import wake
+
+        with contextlib.suppress(CastoffError):  # tried again at the next look, while the machine waits
+            await wake(self._state)
 
     def _open(self) -> mmap.mmap | None:
         """The states; None where they are gone: everything is here."""
