@@ -157,7 +157,7 @@ def test_a_killed_filler_leaves_what_it_said(zygote: Zygote, store: Store, layer
     for number in range(KILLS):
         if number % 4 == 0:
             clear(store, layer.index.diff_id)
-        zygote.run("hydrate", kill_after=longest * dice.random() / 2)
+        zygote.run("hydrate", kill_after=longest * (0.2 + dice.random()))
         here = chunks_here(store, layer)
         reached[None if here is None else "all" if here == len(layer.index.zero) else "some"] += 1
         sweep(store.root)
