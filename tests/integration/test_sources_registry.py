@@ -251,8 +251,11 @@ async def test_a_fetch_takes_no_longer_than_its_tries(proxy: FaultyProxy, layer:
     await reader.close()
 
 
-async def test_an_unknown_pack_is_nowhere(source: RegistrySource, proxy: FaultyProxy) -> None:
-    """No error, by locate."""
+async def test_an_unknown_pack_is_nowhere(source: RegistrySource, proxy: FaultyProxy, layer: PackedLayer) -> None:
+    """No error, by locate; of one that is there the size is known."""
+    located = await source.locate(layer.digest)
+    assert located is not None
+    assert located.size == len(layer.pack)
     assert await source.locate(Digest.of(b"nothing")) is None
     proxy.tokens, proxy.choose = True, lambda request: Answer(401)
     with pytest.raises(Unauthorized):

@@ -85,7 +85,8 @@ class RegistrySource:
         client = self._client
         try:
             async with await client.open(_what(pack), "HEAD", f"blobs/{pack}", {}, client.backoff()) as response:
-                return Located(self.name, response.length or None)
+                size = response.headers.get("Content-Length", "")  # http.client says 0, since no body follows a HEAD
+                return Located(self.name, int(size) if size.isdecimal() and len(size) < 20 else None)
         except NotFound:
             return None
 
