@@ -75,7 +75,11 @@ def connect(state: Path, *, command: Sequence[str] = ()) -> Keeper:
         Unavailable: It does not start, or does not answer.
     """
     keeper = Keeper(state.absolute(), command)
-    keeper.renew()
+    try:
+        keeper.renew()
+    except BaseException:
+        keeper.close()
+        raise
     return keeper
 
 
