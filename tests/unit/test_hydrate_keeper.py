@@ -41,6 +41,13 @@ def keepers(state: Path) -> list[int]:
     return said(state, f" keeps {state}")
 
 
+def the_keeper(state: Path) -> int:
+    """Pid of the only one; it can be connected to a moment before it says who it is."""
+    eventually(lambda: bool(keepers(state)))
+    (pid,) = keepers(state)
+    return pid
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -134,7 +141,7 @@ def test_what_is_kept_can_be_taken_by_another_connection(state: Path, files: tup
         for descriptor in fds:
             os.close(descriptor)
     other.close()
-    assert len(keepers(state)) == 1
+    assert the_keeper(state)
 
 
 def test_a_hydrator_that_dies_is_started_again(state: Path, files: tuple[int, int]) -> None:
@@ -158,7 +165,7 @@ def test_a_hydrator_that_dies_is_started_again(state: Path, files: tuple[int, in
 def test_a_keeper_with_nothing_to_keep_ends(state: Path) -> None:
     """Once nobody is connected, no hydrator runs and it holds nothing; the next one starts as the first did."""
     keeper = connect(state, command=SLEEP)
-    (pid,) = keepers(state)
+    pid = the_keeper(state)
     time.sleep(3)
     assert is_alive(pid)  # we are connected
     keeper.close()
@@ -174,7 +181,7 @@ def test_many_who_start_a_keeper_at_once_get_the_same(state: Path) -> None:
     command = f"from pathlib import Path; from castoff.hydrate.keeper_client import connect; connect(Path({str(state)!r})).take()"
     several = [subprocess.Popen([sys.executable, "-c", command]) for _ in range(4)]
     assert [process.wait(60) for process in several] == [0] * 4
-    assert len(keepers(state)) == 1
+    assert the_keeper(state)
 
 
 async def test_a_keeper_that_dies_is_replaced_with_all_it_held(state: Path, files: tuple[int, int]) -> None:
@@ -182,6 +189,7 @@ async def test_a_keeper_that_dies_is_replaced_with_all_it_held(state: Path, file
     keeper = connect(state, command=SLEEP)
     keeper.register()
     keeper.keep("m1", files)
+    the_keeper(state)
     guarding = asyncio.create_task(keeper.guard())
     for round_ in range(1, 4):
         os.kill(keepers(state)[-1], signal.SIGKILL)
@@ -209,7 +217,7 @@ def test_a_keeper_outlives_signals_that_end_sessions(state: Path, files: tuple[i
     """SIGTERM, SIGHUP and SIGINT leave it as it is."""
     keeper = connect(state, command=SLEEP)
     keeper.keep("m1", files)
-    (pid,) = keepers(state)
+    pid = the_keeper(state)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         os.kill(pid, number)
     time.sleep(0.1)
@@ -221,7 +229,7 @@ def test_a_keeper_outlives_signals_that_end_sessions(state: Path, files: tuple[i
 def test_a_keeper_is_small(state: Path) -> None:
     """It imports nothing of castoff but its packets; its memory is that of a bare Python."""
     keeper = connect(state, command=SLEEP)
-    (pid,) = keepers(state)
+    pid = the_keeper(state)
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert int(status["RssAnon"].split()[0]) < 8_000
     keeper.close()
