@@ -18,7 +18,10 @@ from castoff.disk.sparse import copy_range
 from castoff.store.extents import clone_file
 from castoff.store.store import Store
 
-__all__ = ["OverlayClone"]
+__all__ = ["UPPER", "OverlayClone"]
+
+UPPER = "upper.ext4"
+"""The upper half, in the machine's directory."""
 
 
 class OverlayClone:
@@ -40,7 +43,7 @@ class OverlayClone:
             with (
                 reading(rootfs),
                 reading(empty.file) as source,
-                created(directory / "upper.ext4") as (upper, target),
+                created(directory / UPPER) as (upper, target),
             ):
                 if not clone_file(source, target):
                     os.ftruncate(target, size)

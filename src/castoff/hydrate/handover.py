@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from castoff.disk.overlay import UPPER
 from castoff.errors import CastoffError
 from castoff.hydrate import fuse_mount, takeback
 from castoff.hydrate.descriptors import close_all
@@ -125,7 +126,8 @@ async def _go_on(hydrator: Hydrator, left: Left, report: Report) -> None:
     if _is_whole(left.directory):
         hydrator.record_whole(left.directory, left.record)
         return
-    ended = takeback.end_writers(left.directory / CLONE) if left.record.front is FrontKind.FANOTIFY else []
+    # With FUSE it is by its upper half that a VMM is known. It has read no hole, but it can go on with nothing.
+    ended = takeback.end_writers(left.directory / CLONE, left.directory / UPPER)
     (left.directory / CLONE).unlink(missing_ok=True)
     (left.directory / LOG).unlink(missing_ok=True)
     killed = f", process {', '.join(map(str, ended))} was killed" if ended else ""

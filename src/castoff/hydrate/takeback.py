@@ -61,6 +61,9 @@ def take_back(clone: Path) -> tuple[int, int] | None:
 def end_writers(*files: Path) -> list[int]:
     """Kills every process that has one of these open for writing, but for filling, and waits until they are gone.
 
+    Args:
+        files: One that is not there is nobody's.
+
     Returns:
         The processes that were there.
 
@@ -68,7 +71,10 @@ def end_writers(*files: Path) -> list[int]:
         OSError: A file cannot be looked at.
         Unavailable: One cannot be killed, or does not end.
     """
-    targets = [_File.of(file) for file in files]
+    targets = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            targets.append(_File.of(file))
     ended = []
     for pid in _others():
         with _process(pid) as process:

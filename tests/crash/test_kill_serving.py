@@ -1,0 +1,182 @@
+"""The hydrator that castoff runs is killed, at any instant, while a guest reads and writes: it only waits.
+
+A real registry, a real keeper, a guest's process with four threads. CASTOFF_CRASH_KILLS=50 for a long run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import clone_guest
+import daemons
+from castoff.hydrate import client
+from castoff.hydrate.keeper_client import connect
+from castoff.hydrate.record import CLONE, EVENTS, read_record
+from hydrator_host import Host, eventually
+from packed_layer import random_files
+
+KILLS = int(os.environ.get("CASTOFF_CRASH_KILLS", "5"))
+
+
+def push(registry: daemons.Registry, host: Host) -> str:
+    """Puts the packs into a repository; its name."""
+    for layer in host.layers:
+        start = urllib.request.Request(f"http://{registry.host}/v2/lazy/blobs/uploads/", method="POST")
+        with urllib.request.urlopen(start) as answer:
+            place = answer.headers["Location"]
+        end = urllib.request.Request(f"{place}&digest={layer.digest}", data=layer.pack, method="PUT")
+        end.add_header("Content-Type", "application/octet-stream")
+        urllib.request.urlopen(end).close()
+    return f"{registry.host}/lazy"
+
+
+@pytest.fixture(name="host")
+async def a_host(scratch_xfs: Path, registry: daemons.Registry) -> AsyncIterator[Host]:
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=60), random_files(2, chunks=30)])
+    host.repository = push(registry, host)
+    yield host
+    for pid in processes("clone_guest", host.store.state):
+        end(pid)
+    for directory in sorted(host.store.machines.iterdir()):
+        await client.detach(host.store.state, directory.name)
+    for word in ("hydrate --state", "hydrate.keeper"):
+        for pid in processes(word, host.store.state):
+            end(pid)
+
+
+def processes(word: str, state: Path) -> list[int]:
+    """Those whose command line has the word and the state directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+            if word in line and str(state) in line:
+                found.append(int(path.parent.name))
+    return found
+
+
+def end(pid: int) -> None:
+    """Kills it, and waits until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        # Readable when its last thread is gone, and its sockets with it: a leader is a zombie before that.
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        assert waiting.poll(30_000)
+        os.close(descriptor)
+
+
+def end_both(state: Path) -> None:
+    """Kills keeper and hydrator so that neither can start the other again."""
+    pids = [*processes("hydrate.keeper", state), *processes("castoff.hydrate --state", state)]
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        end(pid)
+
+
+async def start_guest(host: Host, directory: Path, inherit: tuple[int, ...], operations: int) -> subprocess.Popen[bytes]:
+    guest = subprocess.Popen(
+        [
+            *(sys.executable, clone_guest.__file__, str(directory / CLONE), str(host.store.state.parent / "whole.ext4")),
+            *("7", str(operations)),
+        ],
+        stdout=subprocess.PIPE,
+        pass_fds=inherit,
+    )
+    assert guest.stdout is not None
+    assert await asyncio.to_thread(guest.stdout.readline) == b"begun\n"
+    return guest
+
+
+async def test_a_hydrator_that_is_killed_has_a_successor_that_goes_on(host: Host) -> None:
+    """Killed with -9 at random instants: the guest waits, and every byte that it sees is right, its own writes too."""
+    dice = random.Random(os.environ.get("CASTOFF_CRASH_SEED", "1"))
+    state = host.store.state
+    directory = host.machine("m1", background=False)
+    attached = await client.attach(state, directory)
+    guest = await start_guest(host, directory, attached.descriptors, 80)
+    attached.close()
+    killed = 0
+    while guest.poll() is None and killed < KILLS:
+        await asyncio.sleep(dice.random() * 0.4)
+        for pid in processes("castoff.hydrate --state", state):
+            end(pid)
+            killed += 1
+        await eventually(lambda: bool(processes("castoff.hydrate --state", state)) or guest.poll() is not None)
+    output = await asyncio.to_thread(guest.communicate, timeout=120)
+    assert output[0] == b"right\n", ((directory / EVENTS).read_text(), (state / "hydrate" / "log").read_text())
+    assert killed
+    await eventually(lambda: read_record(directory).complete)
+    assert "another hydrator goes on" in (directory / EVENTS).read_text()
+
+
+async def test_hydrator_and_keeper_both_killed_the_next_takes_back_from_the_vmm(host: Host) -> None:
+    """Nobody holds the descriptors but the guest's own process, whose reads wait; the next command's hydrator goes on."""
+    state = host.store.state
+    directory = host.machine("m1", background=False)
+    attached = await client.attach(state, directory)
+    guest = await start_guest(host, directory, attached.descriptors, 80)
+    attached.close()
+    await asyncio.sleep(0.2)
+    end_both(state)
+    await asyncio.sleep(0.2)
+    assert guest.poll() is None
+    await client.wake(state)
+    output = await asyncio.to_thread(guest.communicate, timeout=120)
+    assert output[0] == b"right\n", ((directory / EVENTS).read_text(), (state / "hydrate" / "log").read_text())
+
+
+async def test_hydrator_and_keeper_both_killed_and_nobody_holds_the_group(host: Host) -> None:
+    """The guest's reads went through to holes: it is killed as soon as anybody looks, and its clone is thrown away."""
+    state = host.store.state
+    directory = host.machine("m1", background=False)
+    attached = await client.attach(state, directory)
+    guest = await start_guest(host, directory, (), 1_000_000)
+    attached.close()
+    await asyncio.sleep(0.2)
+    end_both(state)
+    await client.wake(state)
+    try:
+        await eventually(lambda: not (directory / CLONE).exists())
+    except AssertionError:
+        print((state / "hydrate" / "log").read_text(), guest.poll())
+        raise
+    await asyncio.to_thread(guest.communicate, timeout=60)
+    assert guest.returncode == -signal.SIGKILL
+    assert "thrown away" in (state / "hydrate" / "log").read_text()
+
+
+async def test_a_client_that_dies_does_not_end_anything(host: Host) -> None:
+    """Who attached is killed: keeper and hydrator go on, and a ready told by another is heard."""
+    state = host.store.state
+    directory = host.machine("m1")
+    code = (
+        "import asyncio, sys, os, signal; from pathlib import Path; from castoff.hydrate import client\n"
+        "asyncio.run(client.attach(Path(sys.argv[1]), Path(sys.argv[2]))); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    died = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(state), str(directory))
+    assert await died.wait() == -signal.SIGKILL
+    found = await client.progress(state, "m1")
+    assert found is not None
+    assert (found.present, found.complete) == (0, False)
+    await client.ready(state, "m1")
+    await eventually(lambda: read_record(directory).complete)
+    assert (directory / CLONE).read_bytes() == host.whole
+    keeper = connect(state)
+    await eventually(lambda: not keeper.take())
+    keeper.close()
