@@ -342,3 +342,22 @@ def test_machines_that_begin_at_once_fetch_each_chunk_once(
             packs = sum(layer["pack_size"] for layer in castoff.json("rootfs", "show", castoff.image)["layers"])
             assert sum(request.sent for request in ranges) <= packs * 1.05
             assert castoff.machines == []
+
+
+def test_a_machine_that_is_kept_goes_on_coming_in(published: Published, kernels: Path) -> None:
+    """Its disk becomes whole without it, with what it wrote, and goes when it is removed."""
+    with stranger(kernels, published) as castoff:
+        flags = ["--lazy", "always", "--keep", "--name", "kept"]
+        done = castoff.run("sh", "-c", "echo mine > /srv/own; rm /srv/end; sync; echo up", flags=flags)
+        assert (done.returncode, done.stdout) == (0, b"up\n"), done.stderr
+        (machine,) = castoff.machines
+        eventually("it is whole", lambda: json.loads((machine / "lazy.json").read_bytes())["complete"])
+        checked = subprocess.run(["e2fsck", "-fn", str(machine / "root.ext4")], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout
+        read = ["debugfs", "-R", "cat /srv/own", str(machine / "root.ext4")]
+        assert subprocess.run(read, capture_output=True).stdout == b"mine\n"
+        for name in ("large", "text"):
+            read = ["debugfs", "-R", f"cat /srv/{name}", str(machine / "root.ext4")]
+            assert subprocess.run(read, capture_output=True).stdout == files()[f"srv/{name}"]
+        assert castoff("machine", "remove", "kept").returncode == 0
+        assert castoff.machines == []
