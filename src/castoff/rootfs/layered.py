@@ -86,7 +86,7 @@ class LayeredProvider:
 
     async def _lazily(self, request: RootfsRequest) -> Rootfs | None:
         """The rootfs, to be filled while machines run; None where it cannot be so, or shall not."""
-        mode = request.lazy or self._context.settings.lazy
+        mode = Lazy(request.lazy or self._context.settings.lazy)
         if mode is Lazy.NEVER:
             return None
         from castoff.hydrate.client import wake
