@@ -50,22 +50,25 @@ _OPEN_OUT = struct.Struct("=QII")
 _MAJOR = 7
 _MINOR = 31
 _ASYNC_READ = 1 << 0
-_ASYNC_DIO = 1 << 15
 _ABORT_ERROR = 1 << 21
 _MAX_PAGES = 1 << 22
-_WANTED = _ASYNC_READ | _ASYNC_DIO | _ABORT_ERROR | _MAX_PAGES
+_WANTED = _ASYNC_READ | _ABORT_ERROR | _MAX_PAGES
+"""Not FUSE_ASYNC_DIO: with it, one who waits in a direct read cannot be killed (fs/fuse/file.c, fuse_direct_IO)."""
 _READ_AHEAD = 128 * 1024
 """Bytes, the kernel's own default: it makes requests of that size of a sequential read."""
 _BACKGROUND = 1024
 """Requests that may be under way at a time without anyone waiting in a system call. The default of 12 would let twelve
 read-aheads into chunks that are not here hold up every later one into chunks that are."""
 _KEEP_CACHE = 1 << 1
+_NO_FLUSH = 1 << 5
 _FOR_EVER = 1 << 30
 """Seconds; attributes of a file that never changes."""
 _BLOCK = 4096
 
-OPEN_REPLY: Final = _OPEN_OUT.pack(0, _KEEP_CACHE, 0)
-"""What was cached for one who opened the file holds for the next: the file never changes."""
+OPEN_REPLY: Final = _OPEN_OUT.pack(0, _KEEP_CACHE | _NO_FLUSH, 0)
+"""What was cached for one who opened the file holds for the next: the file never changes. And closing it asks for nothing, so
+that a process can start another one, which closes what it inherited, while there is no server (kernels before 5.16 learn it
+from the first answer to a FLUSH)."""
 
 
 class Opcode(enum.IntEnum):
@@ -77,7 +80,6 @@ class Opcode(enum.IntEnum):
     READ = 15
     STATFS = 17
     RELEASE = 18
-    FLUSH = 25
     INIT = 26
     INTERRUPT = 36
     DESTROY = 38
