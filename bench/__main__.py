@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import chart, cold, compose, density, extents, flat, readme, registry, results, start, warm
+from bench import chart, cold, compose, density, extents, flat, lazy, readme, registry, results, start, warm
 from bench.measure import Failed
 from bench.results import Row
 from bench.stage import PREFIX, Stage, stage
@@ -31,6 +31,7 @@ GROUPS: dict[str, Callable[[Stage], Iterable[Row]]] = {
     "warm": warm.rows,
     "start": start.rows,
     "density": density.rows,
+    "lazy": lazy.rows,
 }
 _DOCS = Path("docs/bench")
 

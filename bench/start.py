@@ -18,7 +18,7 @@ from bench.measure import Failed, alternate, started, tree
 from bench.results import Row, at_most
 from bench.stage import Published, Stage
 
-__all__ = ["rows"]
+__all__ = ["rows", "wait_for_vmm"]
 
 _END_SECONDS = 60
 
@@ -91,7 +91,7 @@ def _run(stage: Stage, image: Published, *options: str) -> _Run:
     command = stage.castoff("--quiet", "run", *words)
     begun = time.perf_counter()
     with started(command) as process:
-        executed = _wait_for_vmm(process) - begun
+        executed = wait_for_vmm(process) - begun
         assert process.stdout is not None and process.stderr is not None
         first = process.stdout.readline()
         line = time.perf_counter() - begun
@@ -101,7 +101,7 @@ def _run(stage: Stage, image: Published, *options: str) -> _Run:
     return _Run(executed, line - executed, *_guest_clock(timeline))
 
 
-def _wait_for_vmm(process: subprocess.Popen[str]) -> float:
+def wait_for_vmm(process: subprocess.Popen[str]) -> float:
     """When a descendant of ``process`` became QEMU, to about a millisecond, seen from outside."""
     while process.poll() is None:
         for pid in tree(process.pid):
