@@ -76,12 +76,12 @@ def main(words: list[str]) -> int:
     with stage(arguments.directory, quick=arguments.quick) as where:
         for name in chosen:
             print(f"bench: {name}", file=sys.stderr, flush=True)
+            found: list[Row] = []
             try:
-                found = list(GROUPS[name](where))
+                found.extend(GROUPS[name](where))  # what it had measured before it failed stays
             except (Failed, CastoffError, subprocess.CalledProcessError) as error:
                 print(f"bench: {name}: {error}", file=sys.stderr)
                 failed = True
-                continue
             rows += found
             print(results.table(found), flush=True)
     missed = [row for row in rows if row.verdict == "missed"]
