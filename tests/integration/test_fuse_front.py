@@ -63,7 +63,7 @@ def served(rootfs: LazyFiles) -> Iterator[Served]:
     found = Served(rootfs)
     yield found
     found.core.release()
-    found.front.unmount()
+    found.front.abandon()
     found.front.close()
     found.core.close()
     assert found.reports == []
@@ -403,6 +403,47 @@ def test_without_any_holder_reads_fail_and_the_mount_is_swept(rootfs: LazyFiles)
         assert not point.exists()
         with pytest.raises(FileNotFoundError):
             process.path.open("rb")
+
+
+def test_a_reader_that_holds_the_connection_itself_is_ended_by_the_sweep(rootfs: LazyFiles) -> None:
+    """A monitor that inherited the device and waits when hydrator and keeper are gone: it gets an error."""
+    offset = first_chunk(rootfs)
+    with ThreadPoolExecutor(1) as pool, Process(rootfs) as process:
+        assert process.front is not None
+        fds = [os.dup(descriptor) for descriptor in (process.front.descriptors.front, process.front.descriptors.fill)]
+        process.start(delay=60)
+        waiting = pool.submit(read_direct, process.path, offset, 4096)
+        time.sleep(0.2)
+        process.drop()
+        process.kill()
+        time.sleep(0.2)
+        assert not waiting.done()
+        fuse_mount.sweep(rootfs.directory, set())
+        with pytest.raises(OSError) as caught:
+            waiting.result(5)
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        for descriptor in fds:
+            os.close(descriptor)
+
+
+def test_a_machine_that_goes_ends_its_readers(rootfs: LazyFiles) -> None:
+    """Abandoned, the file is nobody's: who waits, and who reads what was here, gets an error."""
+    served = Served(rootfs)
+    served.core.hold()
+    with readers(served, 1) as pool:
+        waiting = pool.submit(read_direct, served.path, first_chunk(rootfs), 4096)
+        served.core.until_waiting(1)
+        reader = os.open(served.path, os.O_RDONLY | os.O_DIRECT)
+        served.front.abandon()
+        with pytest.raises(OSError):
+            waiting.result(5)
+        with pytest.raises(OSError) as caught:
+            os.preadv(reader, [mmap.mmap(-1, 4096)], 0)
+        assert caught.value.errno == errno.ENOTCONN
+        os.close(reader)
+    served.front.close()
+    served.core.close()
+    assert served.reports == []
 
 
 def test_mount_points_may_have_any_name(scratch_xfs: Path) -> None:

@@ -107,14 +107,10 @@ class FuseFront:
         os.close(self._descriptors.front)
         os.close(self._descriptors.fill)
 
-    def unmount(self) -> None:
-        """Takes the file away, complete or not: its machines are gone."""
-        (self._directory / BASE).unlink(missing_ok=True)
-        fuse_mount.unmount(self._directory / MOUNT)
-
     def abandon(self) -> None:
-        """See castoff.hydrate.front."""
-        self.unmount()
+        """See castoff.hydrate.front. Whoever still has the file open gets ENOTCONN."""
+        (self._directory / BASE).unlink(missing_ok=True)
+        fuse_mount.unmount(self._directory / MOUNT, abort=True)
         self.stop()
 
     def _point_to(self, name: str) -> None:

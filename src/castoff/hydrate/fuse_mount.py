@@ -23,7 +23,7 @@ _TYPE = "fuse.castoff"
 """What /proc/self/mountinfo calls such a mount: the kernel takes any subtype."""
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
 _FLAGS = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_NOATIME
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -74,13 +74,19 @@ def mount_file(point: Path) -> int:
     raise Unavailable(f"{point} cannot be mounted: {os.strerror(number)}")
 
 
-def unmount(point: Path) -> None:
-    """Takes the mount away from ``point`` and removes the mount point; who has the file open keeps it. Idempotent.
+def unmount(point: Path, *, abort: bool = False) -> None:
+    """Takes the mount away from ``point`` and removes the mount point. Idempotent.
+
+    Args:
+        point: Where it is mounted.
+        abort: Whoever reads from it gets ENOTCONN, now and ever after, whoever holds the device (a monitor that inherited it
+            would wait for itself, and could not even be killed in a direct read). Else who has the file open keeps it.
 
     Raises:
         Unavailable: It cannot be unmounted.
     """
-    if _libc.umount2(os.fsencode(point), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+    # MNT_FORCE is how a connection is aborted without fusectl (fs/fuse/inode.c, fuse_umount_begin).
+    if _libc.umount2(os.fsencode(point), _MNT_DETACH | _UMOUNT_NOFOLLOW | (_MNT_FORCE if abort else 0)) != 0:
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOENT):  # not a mount point; not there
             raise Unavailable(f"{point} cannot be unmounted: {os.strerror(number)}")
@@ -95,7 +101,7 @@ def mounted(directory: Path) -> list[Path]:
 
 
 def sweep(directory: Path, served: Collection[Path]) -> list[Path]:
-    """Unmounts what is mounted below ``directory`` and not in ``served``: what a hydrator and a keeper that died left.
+    """Aborts what is mounted below ``directory`` and not in ``served``: what a hydrator and a keeper that died left.
 
     Args:
         directory: Where mounts of this state are.
@@ -109,7 +115,7 @@ def sweep(directory: Path, served: Collection[Path]) -> list[Path]:
     """
     dead = [point for point in mounted(directory) if point not in served]
     for point in dead:
-        unmount(point)
+        unmount(point, abort=True)
     return dead
 
 

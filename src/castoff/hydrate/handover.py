@@ -17,6 +17,7 @@ from castoff.hydrate import fuse_mount, takeback
 from castoff.hydrate.descriptors import close_all
 from castoff.hydrate.eventlog import EventLog, open_logs
 from castoff.hydrate.front import Descriptors
+from castoff.hydrate.fuse import MOUNT
 from castoff.hydrate.keeper_client import Keeper, connect
 from castoff.hydrate.origin import ChunkReader
 from castoff.hydrate.record import CLONE, LOG, STATE, FrontKind, LazyRecord, read_record
@@ -111,7 +112,7 @@ async def serving(
                 await _go_on(hydrator, left, report)
             except CastoffError as error:
                 report(f"{left.directory} cannot be served any more: {error}")
-        fuse_mount.sweep(found.store.machines, [left.directory / "lazy.mount" for left in found.left if left.descriptors])
+        fuse_mount.sweep(found.store.machines, [left.directory / MOUNT for left in found.left if left.descriptors])
         yield hydrator
     finally:
         await hydrator.close()
@@ -126,7 +127,9 @@ async def _go_on(hydrator: Hydrator, left: Left, report: Report) -> None:
     if _is_whole(left.directory):
         hydrator.record_whole(left.directory, left.record)
         return
-    # With FUSE it is by its upper half that a VMM is known. It has read no hole, but it can go on with nothing.
+    # With FUSE it is by its upper half that a VMM is known. It has read no hole, but it can go on with nothing; and it holds
+    # the connection that it waits for, so that is ended before it is.
+    fuse_mount.unmount(left.directory / MOUNT, abort=True)
     ended = takeback.end_writers(left.directory / CLONE, left.directory / UPPER)
     (left.directory / CLONE).unlink(missing_ok=True)
     (left.directory / LOG).unlink(missing_ok=True)

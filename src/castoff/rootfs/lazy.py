@@ -172,4 +172,4 @@ async def release_lazily(machine_id: str, front: str, context: ProviderContext) 
         context.notice(f"machine {machine_id} is removed unheard: {error}")
     if front == FrontKind.FUSE:
         # Where no hydrator runs any more, nobody has unmounted what it served; a directory with a mount cannot be deleted.
-        await asyncio.to_thread(fuse_mount.unmount, context.store.machines / machine_id / MOUNT)
+        await asyncio.to_thread(fuse_mount.unmount, context.store.machines / machine_id / MOUNT, abort=True)
