@@ -251,15 +251,16 @@ async def test_a_machine_that_is_gone_is_let_go(scratch_xfs: Path) -> None:
 
 
 async def test_what_cannot_be_served_is_refused(scratch_xfs: Path) -> None:
-    """No directory, no layer, twice; and nothing is left open of it."""
+    """No directory, no layer, the name of another; and nothing is left open of it."""
     host = await Host.make(scratch_xfs, [random_files(1, chunks=6)])
     directory = host.machine("m1", background=False)
     async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
         with pytest.raises(NotFound):
             await hydrator.attach(host.store.machines / "nobody")
-        await hydrator.attach(directory)
+        found = await hydrator.attach(directory)
+        assert await hydrator.attach(directory) == found  # who asks again may have lost the answer
         with pytest.raises(Conflict):
-            await hydrator.attach(directory)
+            await hydrator.attach(host.store.root / "m1")
         await hydrator.detach("m1")
         before = len(list(Path("/proc/self/fd").iterdir()))
         shutil.rmtree(host.store.root / "layers" / host.layers[0].index.diff_id.hex)

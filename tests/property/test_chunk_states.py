@@ -165,10 +165,11 @@ blocks = st.integers(0, CHUNKS * CHUNK // BLOCK - 1)
 operation = st.one_of(
     st.tuples(st.just("access"), st.booleans(), blocks, st.sampled_from([1, 3, 64, 130]), st.integers(1, 255)),
     st.tuples(st.just("prefetch"), st.lists(st.integers(0, CHUNKS), max_size=6)),
+    st.tuples(st.just("bring"), st.integers(0, CHUNKS)),
     st.tuples(st.just("ready")),
     st.tuples(st.just("source"), st.booleans()),
     st.tuples(st.just("die"), st.lists(st.integers(0, CHUNKS), max_size=3)),
-    st.tuples(st.just("pass"), st.integers(1, 30)),
+    st.tuples(st.just("pass"), st.integers(0, 8)),
 )
 
 
@@ -184,6 +185,9 @@ async def run(packed: PackedLayer, operations: Sequence[tuple[Any, ...]]) -> Non
                     guests.append(asyncio.create_task(machine.act(*values)))
                 case "prefetch":
                     machine.scheduler.prefetch(machine.served, [row % len(machine.served.map) for row in values[0]])
+                case "bring":  # as a hot pack does, of whatever is here already
+                    number = machine.served.map.layer_chunk_of[values[0] % len(machine.served.map)]
+                    machine.scheduler.bring(machine.served.segments[0], number, packed.chunk(number))
                 case "ready":
                     machine.served.is_ready = True
                     machine.scheduler.pump()
@@ -193,8 +197,7 @@ async def run(packed: PackedLayer, operations: Sequence[tuple[Any, ...]]) -> Non
                     await machine.die(values[0])
                     await machine.start()
                 case "pass":
-                    for _ in range(values[0]):
-                        await asyncio.sleep(0)
+                    await asyncio.sleep(values[0] / 1000)
         machine.source.fails = None
         machine.served.is_ready = True
         machine.scheduler.pump()

@@ -31,6 +31,9 @@ __all__ = ["Attached", "Progress", "attach", "detach", "expect", "progress", "re
 _START = 15.0
 """Seconds in which a hydrator must answer after it was started, on a busy host too."""
 _ANSWER = 60.0
+_TRIES = 3
+_PAUSE = 0.05
+"""Seconds after which a hydrator that hung up is asked again: it may be just ending."""
 _CLASSES: dict[str, type[CastoffError]] = {
     Code.INVALID: errors.Invalid,
     Code.NOT_FOUND: errors.NotFound,
@@ -79,15 +82,14 @@ def socket_path(state: Path) -> Path:
 
 
 async def wake(state: Path) -> None:
-    """Starts the hydrator where it does not run; waits for nothing. Called early in a create, so that attach need not wait.
+    """Starts the hydrator where it does not run, and does not wait for it. Called early in a create: then attach need not wait.
 
     Raises:
         Unavailable: It cannot be started.
     """
-    connection = _connect(state)
-    if connection is not None:
-        connection.close()
-    else:
+    try:
+        await _ask(state, {"do": "hello"}, start=False)
+    except _NotRunning:
         await asyncio.to_thread(_start, state)
 
 
@@ -101,7 +103,6 @@ async def attach(state: Path, directory: Path) -> Attached:
 
     Raises:
         NotFound, Invalid: The directory lacks something, or it is broken.
-        Conflict: It is served already.
         Unsupported: This kernel cannot serve it in the way that the record says.
         Unavailable: The hydrator does not answer.
     """
@@ -176,21 +177,27 @@ class _NotRunning(Exception):
 
 
 async def _ask(state: Path, message: dict[str, Any], *, start: bool) -> tuple[dict[str, Any], tuple[int, ...]]:
-    async with _connected(state, start=start) as channel:
-        try:
-            async with asyncio.timeout(_ANSWER):
-                await channel.send(message)
-                found = await channel.receive()
-        except TimeoutError as error:
-            raise Unavailable(f"the hydrator of {state} does not answer", hint=f"see {state}/hydrate/log") from error
-        except OSError as error:
-            raise Unavailable(f"the hydrator of {state} hung up: {error.strerror}", hint=f"see {state}/hydrate/log") from error
-        if found is None:
-            raise Unavailable(f"the hydrator of {state} ended", hint=f"try again; see {state}/hydrate/log")
-        answer, theirs = found
-        if "error" in answer:
-            raise _failure(answer["error"])
-        return answer, theirs
+    """The answer; a hydrator that ends before it has answered (idle, or killed) has a successor, which is asked again."""
+    for left in reversed(range(_TRIES)):
+        async with _connected(state, start=start) as channel:
+            try:
+                async with asyncio.timeout(_ANSWER):
+                    await channel.send(message)
+                    found = await channel.receive()
+            except TimeoutError as error:
+                raise Unavailable(f"the hydrator of {state} does not answer", hint=f"see {state}/hydrate/log") from error
+            except OSError as error:
+                if not left:
+                    why = error.strerror
+                    raise Unavailable(f"the hydrator of {state} hung up: {why}", hint=f"see {state}/hydrate/log") from error
+                found = None
+        if found is not None:
+            answer, theirs = found
+            if "error" in answer:
+                raise _failure(answer["error"])
+            return answer, theirs
+        await asyncio.sleep(_PAUSE)
+    raise Unavailable(f"the hydrator of {state} ended", hint=f"try again; see {state}/hydrate/log")
 
 
 @asynccontextmanager

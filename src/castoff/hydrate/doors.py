@@ -77,10 +77,12 @@ class Doors:
                     await channel.send({}, (fds.front, fds.fill))
                     attached.clear()
                     return
+                case {"do": "hello"}:
+                    answer: dict[str, Any] = {}
                 case {"do": "expect", "image": str(image), "hot_pack": dict(hot_pack), "registry": dict(registry)}:
                     where = msgspec.convert(hot_pack, HotPackRecord)
                     await self._hydrator.profiles.expect(Digest.parse(image), where, msgspec.convert(registry, ImageSettings))
-                    answer: dict[str, Any] = {}
+                    answer = {}
                 case {"do": "ready", "machine": str(machine), "when": float(when)}:
                     await self._hydrator.ready(machine, when)
                     answer = {}

@@ -100,8 +100,7 @@ class Library:
         for diff_id, segment in list(self._segments.items()):
             if segment.is_unused:
                 del self._segments[diff_id]
-                await asyncio.to_thread(segment.finish)
-                await asyncio.to_thread(segment.close)
+                await asyncio.to_thread(segment.end)  # one call: a thread ends what it began, also when we are cancelled
 
     def _origin(self, served: Served) -> Origin:
         record = served.record

@@ -113,6 +113,13 @@ class Segment:
         if not self._have.is_complete and not self._have.missing():
             self._have.complete()
 
+    def end(self) -> None:
+        """Finishes it and closes it; blocks."""
+        try:
+            self.finish()
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Closes it, after ``finish`` or at the end."""
         os.close(self.descriptor)

@@ -91,13 +91,17 @@ class Hydrator:
             self._scheduler.prefetch(served, rows)
 
     async def attach(self, directory: Path) -> Descriptors:
-        """Serves a directory's rootfs from now on; the descriptors stay ours.
+        """Serves a directory's rootfs from now on; the descriptors stay ours. One that is served already goes on being so:
+        whoever asked may have lost the answer.
 
         Raises:
             CastoffError: As castoff.hydrate.client.attach.
         """
         machine = directory.name
-        if machine in self._served or machine in self._attaching:
+        served = self._served.get(machine)
+        if served is not None and served.directory == directory:
+            return served.front.descriptors
+        if served is not None or machine in self._attaching:
             raise Conflict(f"machine {machine} is served already")
         self._attaching.add(machine)
         try:
