@@ -20,7 +20,7 @@ from bench.measure import Failed, percentile
 from bench.results import Row, at_least, at_most
 from castoff.hydrate.fuse import BASE
 from castoff.hydrate.map import ROW
-from castoff.hydrate.record import CLONE
+from castoff.hydrate.record import CLONE, MAP, STATE
 from castoff.hydrate.state import ABSENT, PRESENT
 from castoff.layers.toc import CHUNK
 from castoff.store.rootfs import FILE
@@ -49,6 +49,7 @@ def rows(lab: Lab) -> Iterable[Row]:
             alone = _misses(machine, machine / file) if front == "fanotify" else []
     lab.forget()
     with lab.served(reference, lab.settings(background=True), _STAYS) as machine:
+        offsets = _offsets(_chunks(machine, PRESENT), 2)
         yield _share(lab, machine)
         beside = _misses(machine, machine / CLONE)
         told = {"alone": sorted(alone), "beside": sorted(beside), "ms": [percentile(each, 0.5) * 1e3 for each in (alone, beside)]}
@@ -56,16 +57,16 @@ def rows(lab: Lab) -> Iterable[Row]:
         yield Row("lazy", f"a miss's 99th percentile ({_MISSES} of them): background fill on / off", worse, "x", at_most(3), told)
         lab.far.shape(1000)
         _wait_complete(machine)
-        yield from _complete(machine, plain)
+        yield from _complete(machine, plain, offsets)
 
 
 def _states(machine: Path) -> NDArray[np.uint8]:
-    return np.fromfile(machine / "lazy.state", np.uint8)
+    return np.fromfile(machine / STATE, np.uint8)
 
 
 def _chunks(machine: Path, state: int) -> list[int]:
     """Chunks of the rootfs in that state."""
-    rows = np.fromfile(machine / "lazy.map", ROW)
+    rows = np.fromfile(machine / MAP, ROW)
     found: list[int] = rows["rootfs_chunk"][_states(machine) == state].tolist()
     return found
 
@@ -121,8 +122,7 @@ def _served(front: str, machine: Path, file: Path, plain: Path) -> Iterable[Row]
     yield Row("lazy", f"{front}: the same past the page cache: over the plain file", (ours - theirs) * 1e6, "us", None, told)
 
 
-def _complete(machine: Path, plain: Path) -> Iterable[Row]:
-    offsets = _offsets(_chunks(machine, PRESENT), 2)
+def _complete(machine: Path, plain: Path, offsets: Sequence[int]) -> Iterable[Row]:
     for direct, what in ((False, "in the page cache"), (True, "past the page cache")):
         taken = _in_turn([plain, machine / CLONE], offsets, direct=direct)
         theirs, ours = (percentile(each, 0.5) for each in taken)
@@ -164,8 +164,7 @@ def _share(lab: Lab, machine: Path) -> Row:
 
 def _wait_complete(machine: Path) -> None:
     end = time.monotonic() + 90
-    while _chunks(machine, ABSENT):
+    while (machine / MAP).exists():  # it goes when all is here
         if time.monotonic() > end:
             raise Failed("the background fill does not end")
         time.sleep(0.2)
-    time.sleep(1.0)  # until the marks are off

@@ -60,7 +60,8 @@ def over_http(lab: Lab) -> float:
     url = f"http://{lab.far.host.partition(':')[0]}:{_PORT}/{FILE}"
     wrapper.write_text(_WRAPPER.format(python=sys.executable, url=url, binary=shutil.which(_BINARY)))
     wrapper.chmod(0o755)
-    settings.write_text(f'vmm.qemu.accelerator = "tcg"\nvmm.qemu.binary = {json.dumps(str(wrapper))}\n')
+    # Root's: a uid of the VMM's own need not be able to run this Python.
+    settings.write_text(f'vmm.own_user = false\nvmm.qemu.accelerator = "tcg"\nvmm.qemu.binary = {json.dumps(str(wrapper))}\n')
     words = ("run", "--vmm", "qemu", "--network", "none", "--clone", "overlay", lab.reference("plain", lab.near.host), *PROGRAM)
     command = [lab.warm.castoff()[0], "--config", str(settings), "--state", str(lab.warm.state), "--quiet", *words]
     with _nginx(lab, directory, rootfs.parent):
