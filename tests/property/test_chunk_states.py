@@ -165,11 +165,11 @@ blocks = st.integers(0, CHUNKS * CHUNK // BLOCK - 1)
 operation = st.one_of(
     st.tuples(st.just("access"), st.booleans(), blocks, st.sampled_from([1, 3, 64, 130]), st.integers(1, 255)),
     st.tuples(st.just("prefetch"), st.lists(st.integers(0, CHUNKS), max_size=6)),
-    st.tuples(st.just("bring"), st.integers(0, CHUNKS)),
+    st.tuples(st.just("bring"), st.sets(st.integers(0, CHUNKS), min_size=1)),
     st.tuples(st.just("ready")),
     st.tuples(st.just("source"), st.booleans()),
     st.tuples(st.just("die"), st.lists(st.integers(0, CHUNKS), max_size=3)),
-    st.tuples(st.just("pass"), st.integers(0, 8)),
+    st.tuples(st.just("pass"), st.sampled_from([0, 1, 30])),
 )
 
 
@@ -186,8 +186,8 @@ async def run(packed: PackedLayer, operations: Sequence[tuple[Any, ...]]) -> Non
                 case "prefetch":
                     machine.scheduler.prefetch(machine.served, [row % len(machine.served.map) for row in values[0]])
                 case "bring":  # as a hot pack does, of whatever is here already
-                    number = machine.served.map.layer_chunk_of[values[0] % len(machine.served.map)]
-                    machine.scheduler.bring(machine.served.segments[0], number, packed.chunk(number))
+                    for number in {machine.served.map.layer_chunk_of[row % len(machine.served.map)] for row in values[0]}:
+                        machine.scheduler.bring(machine.served.segments[0], number, packed.chunk(number))
                 case "ready":
                     machine.served.is_ready = True
                     machine.scheduler.pump()
@@ -197,7 +197,7 @@ async def run(packed: PackedLayer, operations: Sequence[tuple[Any, ...]]) -> Non
                     await machine.die(values[0])
                     await machine.start()
                 case "pass":
-                    await asyncio.sleep(values[0] / 1000)
+                    _ = await asyncio.wait(guests, timeout=values[0] / 1000) if guests else None
         machine.source.fails = None
         machine.served.is_ready = True
         machine.scheduler.pump()
