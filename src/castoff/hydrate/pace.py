@@ -31,7 +31,7 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Bytes a second: the best of late, as requests share the link."""
+        """Bytes a second of the best request of late, its round trip included: rather too low, as what is read ahead may be waste."""
         return max(self._rate, default=0.0)
 
     @property
