@@ -31,7 +31,7 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Bytes a second of the best request of late, its round trip included: rather too low, as what is read ahead may be waste."""
+        """Bytes a second of the best request of late, its round trip included: too low rather than too high."""
         return max(self._rate, default=0.0)
 
     @property
