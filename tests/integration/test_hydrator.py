@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import clone_guest
+import daemons
 from castoff.errors import Conflict, NotFound, Unavailable
 from castoff.fakes.chunk_source import FakeChunkSource
 from castoff.hydrate.record import CLONE, EVENTS, LOG, MAP, STATE, read_record
@@ -250,6 +253,24 @@ async def test_a_machine_that_is_gone_is_let_go(scratch_xfs: Path) -> None:
         await hydrator.detach("m1")  # twice is once
 
 
+async def test_a_machine_may_go_while_its_rootfs_becomes_a_plain_file(scratch_xfs: Path) -> None:
+    """Whatever is being done with its descriptors then is done before they are closed, and their numbers are another's."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=2)])
+    async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
+        for number in range(12):
+            directory = host.machine(f"m{number}")
+            await hydrator.attach(directory)
+            await hydrator.ready(directory.name, time.monotonic())
+            served = hydrator.served(directory.name)
+            assert served is not None
+            while not served.is_ending:
+                await asyncio.sleep(0)
+            await asyncio.sleep(number * 0.0005)
+            await hydrator.detach(directory.name)
+        await eventually(lambda: hydrator.is_idle)
+    assert host.said == []
+
+
 async def test_what_cannot_be_served_is_refused(scratch_xfs: Path) -> None:
     """No directory, no layer, the name of another; and nothing is left open of it."""
     host = await Host.make(scratch_xfs, [random_files(1, chunks=6)])
@@ -267,3 +288,37 @@ async def test_what_cannot_be_served_is_refused(scratch_xfs: Path) -> None:
         with pytest.raises(NotFound):
             await hydrator.attach(directory)
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+async def test_a_full_disk_makes_a_guest_wait_and_nothing_else(scratch_xfs: Path) -> None:
+    """What the store can spare goes first; then the operator is told, and the read goes on when there is room."""
+    with daemons.xfs(scratch_xfs / "small", size=512 << 20) as mount:
+        host = await Host.make(mount, [random_files(1, chunks=12)])
+        directory = host.machine("m1", background=False, give_up=0.5)
+        hog = mount / "hog"
+        async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
+            await hydrator.attach(directory)
+            served = hydrator.served("m1")
+            assert served is not None
+            # As if there had been no room to reserve it when it was begun.
+            segment = host.store.root / "layers" / host.layers[0].index.diff_id.hex / "segment"
+            length = str(segment.stat().st_size)
+            subprocess.run(["fallocate", "--punch-hole", "--offset", "0", "--length", length, str(segment)], check=True)
+            fill_disk(hog)
+            at = served.map.chunk_of[2] * CHUNK
+            reading = asyncio.create_task(read(directory / CLONE, at))
+            await eventually(lambda: "No space" in served.progress.failing)
+            await asyncio.sleep(1.0)
+            assert not reading.done()  # longer than it would have waited for a source
+            hog.unlink()
+            assert await reading == host.whole[at : at + 4096]
+            assert [line.split(":")[0] for line in events(directory)] == ["waiting for room", "there is room again"]
+
+
+def fill_disk(path: Path) -> None:
+    """Leaves not a block."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))

@@ -60,6 +60,10 @@ class Origin:
             self.failing = ""
             self._changed(self, f"{self.name} is back")
 
+    def start_anew(self) -> None:
+        """A read was given up: the next one is not to pay for the patience of this one."""
+        self._failures, self.retry_at = 0, 0.0
+
     def failed(self, error: CastoffError, asked_at: float) -> None:
         """It failed a request that began at time.monotonic() ``asked_at``; several at a time count once."""
         if asked_at >= self.retry_at:

@@ -18,6 +18,7 @@ from pathlib import Path
 from castoff.hydrate.client import Progress
 from castoff.hydrate.front import Answer, LazyFront, Recorder
 from castoff.hydrate.map import LazyMap
+from castoff.hydrate.origin import Origin
 from castoff.hydrate.record import EVENTS, MAP, STATE, LazyRecord
 from castoff.hydrate.segments import Segment
 from castoff.hydrate.state import ABSENT, PRESENT, ChunkStates
@@ -86,6 +87,7 @@ class Served:
         self._requests = 0
         self._background: list[int] = []
         self._full = ""
+        self._unsaid: deque[bytes] = deque(maxlen=20)
         self._filling = 0
         self._settled = asyncio.Event()
         self._settled.set()
@@ -187,6 +189,8 @@ class Served:
                 del self._waiting[row]
         self.say(f"a read of {len(waiting.rows)} chunks was given up after {self.record.hydrate.give_up:g} s: {self.failing}")
         self._end(waiting, errno.EIO)
+        for origin in self._origins():
+            origin.start_anew()
 
     def _end(self, waiting: Waiting, number: int) -> None:
         if waiting.timer is not None:
@@ -225,8 +229,10 @@ class Served:
         """Why nothing comes in; empty while it does."""
         if self._full:
             return self._full
-        origins = {origin for segment in self.segments for origin in segment.origins}
-        return "; ".join(sorted(origin.failing for origin in origins if origin.failing))
+        return "; ".join(sorted(origin.failing for origin in self._origins() if origin.failing))
+
+    def _origins(self) -> set[Origin]:
+        return {origin for segment in self.segments for origin in segment.origins}
 
     @property
     def progress(self) -> Progress:
@@ -242,17 +248,19 @@ class Served:
         )
 
     def say(self, line: str) -> None:
-        """Appends a line to the directory's events."""
-        text = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n"
+        """Appends a line to the directory's events; on a full disk, when there is room again."""
+        self._unsaid.append(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n".encode())
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             descriptor = os.open(self.directory / EVENTS, flags, 0o600)
-        except OSError:  # the directory is gone, or the disk full: nobody to tell
+        except OSError:  # the directory is gone, or the disk full
             return
         try:
-            os.write(descriptor, text.encode())
+            while self._unsaid:
+                os.write(descriptor, self._unsaid[0])
+                self._unsaid.popleft()
         except OSError:
-            pass
+            return
         finally:
             os.close(descriptor)
 
