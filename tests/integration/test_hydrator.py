@@ -50,7 +50,7 @@ async def test_a_guest_reads_and_writes_while_its_clone_fills(scratch_xfs: Path)
         process = await guest(host, directory)
         assert await verdict(process) == "right"
         await eventually(lambda: read_record(directory).complete)  # the guest has read all of it in the end
-        assert hydrator.is_idle
+        await eventually(lambda: hydrator.is_idle)
     assert not any((directory / name).exists() for name in (MAP, STATE, LOG))
     assert host.said == []
 

@@ -67,7 +67,7 @@ class Hydrator:
         self._scheduler = Scheduler(self._filler)
         self.profiles = BootProfiles(store, self._scheduler)
         self._library = Library(store, open_reader, self._origin_changed)
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[Served, asyncio.Task[None]] = {}
         self._chores = asyncio.create_task(self._do_chores())
 
     @property
@@ -164,14 +164,18 @@ class Hydrator:
         served.refuse()
         await self._let_go(served)
         await asyncio.to_thread(served.front.abandon)
+        ending = self._ending.get(served)
+        if ending is not None:
+            # Its descriptors must not be closed under it: their numbers would be those of the next machine's.
+            await asyncio.wait([ending])
         await self._forget(served)
 
     async def close(self) -> None:
         """Stops, leaving everything to a successor."""
         self._chores.cancel()
-        for task in (self._chores, *self._ending):
+        for task in (self._chores, *self._ending.values()):
             task.cancel()
-        await asyncio.gather(self._chores, *self._ending, return_exceptions=True)
+        await asyncio.gather(self._chores, *self._ending.values(), return_exceptions=True)
         await self.profiles.close()
         await self._scheduler.close()
         for served in self._served.values():
@@ -190,11 +194,11 @@ class Hydrator:
         if served.states.complete and not served.gone and served.id in self._served and not served.is_ending:
             served.is_ending = True
             task = asyncio.create_task(self._complete(served))
-            self._ending.add(task)
-            task.add_done_callback(self._ended)
+            self._ending[served] = task
+            task.add_done_callback(lambda task: self._ended(served, task))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._ending.discard(task)
+    def _ended(self, served: Served, task: asyncio.Task[None]) -> None:
+        del self._ending[served]
         if not task.cancelled() and (error := task.exception()) is not None:
             self._report(f"a rootfs is whole and is served still: {type(error).__name__}: {error}")
 
@@ -202,11 +206,15 @@ class Hydrator:
         """Every row is present. Killed at any point of this, a successor finds the same and does it again."""
         await self._let_go(served)
         await asyncio.to_thread(os.fdatasync, served.front.descriptors.fill)
+        if served.gone:
+            return
         # In a thread of its own: with FUSE it lasts as long as a machine has the file open.
         await _in_thread(served.front.complete)
         if served.gone:
             return
         await asyncio.to_thread(_record_completion, served.directory, served.record)
+        if served.gone:
+            return  # the machine went meanwhile, and who was told of it forgets it
         del self._served[served.id]
         served.say(f"complete: {len(served.map)} chunks are here, the rootfs is a plain file")
         await self._forget(served)
