@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from castoff.store.rootfs import FILE
 __all__ = ["containerd", "lacks", "over_http"]
 
 _PORT = 5002
+_SECONDS = 60
+"""In which that machine must be ready."""
 _BINARY = "qemu-system-x86_64"
 _WRAPPER = """#!{python}
 import os, sys
@@ -52,7 +55,11 @@ def lacks() -> str:
 
 
 def over_http(lab: Lab) -> float:
-    """Seconds to READY of a machine whose base is an ext4 on an nginx behind the link, read by QEMU's curl block driver."""
+    """Seconds to READY of a machine whose base is an ext4 on an nginx behind the link, read by QEMU's curl block driver.
+
+    Raises:
+        Failed: It was not ready within a minute. QEMU 7.2 with libcurl 7.88 (Debian 12) stops so after its first read.
+    """
     (rootfs,) = (lab.warm.store / "rootfs").glob(f"*/{FILE}")
     directory = lab.cold.directory / "http"
     directory.mkdir(exist_ok=True)
@@ -69,6 +76,8 @@ def over_http(lab: Lab) -> float:
         begun = time.perf_counter()
         with measure.started(command) as process:
             assert process.stdout is not None
+            if not select.select([process.stdout], [], [], _SECONDS)[0]:
+                raise Failed(f"nothing is ready after {_SECONDS} s and {(lab.far.received() - before) >> 10} KiB over the link")
             line = process.stdout.readline()
             seconds = time.perf_counter() - begun
             _, errors = process.communicate(timeout=120)
