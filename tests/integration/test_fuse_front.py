@@ -441,8 +441,8 @@ def test_a_machine_that_goes_ends_its_readers(rootfs: LazyFiles) -> None:
             os.preadv(reader, [mmap.mmap(-1, 4096)], 0)
         assert caught.value.errno == errno.ENOTCONN
         os.close(reader)
+    served.core.close()  # first: the core, let go, fills what was asked for
     served.front.close()
-    served.core.close()
     assert served.reports == []
 
 

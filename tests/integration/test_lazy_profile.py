@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -83,8 +84,8 @@ def host(kernels: Path, fleet: Fleet, *trusted: str, **settings: Any) -> Iterato
         yield castoff
 
 
-def boot(castoff: Castoff, file: Path) -> tuple[str, dict[str, Any]]:
-    """Boots lazily until the first word; what the machine's events say, and its timeline."""
+def boot(castoff: Castoff, file: Path, *, until: str = "") -> tuple[str, dict[str, Any]]:
+    """Boots lazily until the first word, and the machine's events say ``until``; all that they say, and its timeline."""
     process = castoff.start(
         "sh", "-c", script(), flags=["-i", "--lazy", "always", "--timeline", str(file)], stdin=subprocess.PIPE
     )
@@ -93,7 +94,9 @@ def boot(castoff: Castoff, file: Path) -> tuple[str, dict[str, Any]]:
         assert process.stdout.readline() == expected(), process.stderr and process.stderr.read()
         (machine,) = castoff.machines
         events = machine / "lazy.events"
-        said = events.read_text() if events.exists() else ""
+        deadline = time.monotonic() + 10
+        while until not in (said := events.read_text() if events.exists() else "") and time.monotonic() < deadline:
+            time.sleep(0.05)
         _, errors = process.communicate(b"go\n", timeout=60)
     finally:
         process.kill()
@@ -133,7 +136,7 @@ def test_a_profile_goes_from_host_to_host(fleet: Fleet, kernels: Path, tmp_path:
 
         key = first("key", "show").stdout.decode().split()[0]
         assert second("trust", "add", key).returncode == 0
-        said, timeline = boot(second, tmp_path / "second.json")
+        said, timeline = boot(second, tmp_path / "second.json", until="the hot pack brought")
         assert step(timeline, "rootfs.boot_profile")["hot_pack"] == published["hot_pack"]["size"]
         chunks = sum(run["chunks"] for run in own["order"])
         assert f"the hot pack brought {chunks} chunks, {published['hot_pack']['size']} bytes came" in said
