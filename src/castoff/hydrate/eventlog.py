@@ -19,7 +19,6 @@ until the old one is answered.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -153,6 +152,8 @@ class EventLog:
         self._old = [_parse(self._memory, slot, old=True) for slot in reserved]
         self._free = [slot for slot in reversed(range(SLOTS)) if slot not in reserved]
         self._freed = threading.Event()
+        self._is_waiting = False
+        self._batch = 2
 
     @classmethod
     def create(cls, path: Path) -> EventLog:
@@ -190,17 +191,22 @@ class EventLog:
             Internal: It is not set up as it must be.
         """
         if self._ambiguous or not self._free:
-            self._freed.wait(1.0)
             self._freed.clear()
+            self._is_waiting = True
+            if self._ambiguous or not self._free:
+                self._freed.wait(1.0)
+            self._is_waiting = False
             if self._ambiguous or not self._free:
                 return []
-        slots = [self._free.pop() for _ in range(min(_BATCH, len(self._free)))]
+        # One reader's events come one at a time: buffers for a crowd would cost each of them time.
+        slots = [self._free.pop() for _ in range(min(self._batch, len(self._free)))]
         try:
             taken = self._take(group, [self._slots[slot] for slot in slots])
         except BaseException:
             self._free.extend(reversed(slots))
             raise
         self._free.extend(reversed(slots[taken:]))
+        self._batch = _BATCH if taken == len(slots) else 2
         return [self._checked(slot) for slot in slots[:taken]]
 
     def _take(self, group: int, buffers: list[memoryview]) -> int:
@@ -228,9 +234,10 @@ class EventLog:
         Raises:
             OSError: The group does not take it.
         """
-        # ENOENT: it was answered, and who did so died before it could say so here
-        with contextlib.suppress(FileNotFoundError):
+        try:  # noqa: SIM105 - contextlib.suppress is slow, and this is done for every event
             os.write(group, _RESPONSE.pack(event.fd, response))
+        except FileNotFoundError:  # it was answered, and who did so died before it could say so here
+            pass
         self.answered(event)
         if not event.old:
             os.close(event.fd)
@@ -245,7 +252,8 @@ class EventLog:
                 os.close(reserved)
             self._ambiguous.discard(slot)
         self._free.append(slot)
-        self._freed.set()
+        if self._is_waiting:  # asked first: set() takes a lock, and this is done for every event
+            self._freed.set()
 
     def close(self) -> None:
         """Unmaps the file, which stays, and gives numbers back. Nobody may be reading or answering. Idempotent."""

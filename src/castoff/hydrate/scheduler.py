@@ -19,7 +19,7 @@ from contextlib import aclosing
 from enum import IntEnum
 from typing import Any
 
-from castoff.errors import CastoffError, Unavailable
+from castoff.errors import CastoffError, Internal, Unavailable
 from castoff.hydrate.fill import Filler
 from castoff.hydrate.origin import Origin
 from castoff.hydrate.segments import Segment
@@ -264,6 +264,8 @@ class Scheduler:
             origin.failed(Unavailable(f"{origin.name} sent nothing for {_STALL:g} s"), begun)
         except CastoffError as error:
             origin.failed(error, begun)
+        except Exception as error:  # a fault of ours: said, and tried again after a while, rather than at once and for ever
+            origin.failed(Internal(f"{origin.name}: {type(error).__name__}: {error}"), begun)
         finally:
             segment.coming -= left
             self._again(segment, sorted(left), kind)
