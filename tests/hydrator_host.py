@@ -54,6 +54,7 @@ class Host:
     @classmethod
     async def of(cls, directory: Path, packed: Sequence[PackedLayer]) -> Host:
         store = Store.open(directory / "state", StoreSettings(backing="native"))
+        (store.state / "hydrate").mkdir(mode=0o700)
         for layer in packed:
             (await store.begin_layer(layer.index.diff_id, layer.index)).pin.close()
         host = cls(store, packed, b"")
