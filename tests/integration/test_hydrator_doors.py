@@ -70,6 +70,7 @@ async def test_who_goes_before_it_has_the_descriptors_leaves_nothing_served(scra
         channel = Channel(descriptors.connect(client.socket_path(state)))
         await channel.send({"do": "attach", "directory": str(directory)})
         channel.close()
+        await eventually(lambda: (directory / LOG).exists())  # it was heard
         await eventually(lambda: not (doors.is_busy or hydrator.served("m1")))
         attached = await client.attach(state, directory)  # the next one finds it as it was
         attached.close()
