@@ -1,4 +1,4 @@
-"""``lazy.map``: which chunk of which layer each hole of a rootfs wants (docs/formats.md, "Lazy map").
+"""``lazy.map``: which chunk of which layer each hole of a rootfs wants (docs/formats.md).
 
 A rootfs file is chunks of 256 KiB from its start; segments begin on chunks, so a chunk of the rootfs is one of a layer. The
 map has a row for each that is neither zero nor without a live block in this image, ascending; the rest of the file is

@@ -1,4 +1,4 @@
-"""``lazy.state``: what is here, one byte a row of the map, shared memory (docs/formats.md, "Lazy state").
+"""``lazy.state``: what is here, one byte a row of the map, shared memory (docs/formats.md).
 
 A row goes absent -> filling -> present and never back from present: a guest may have written into it. The bytes outlive the
 hydrator; a successor counts ``filling`` as absent, for no guest was let in before ``present`` stood there. They need not
