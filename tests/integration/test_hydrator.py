@@ -322,3 +322,23 @@ def fill_disk(path: Path) -> None:
             with contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(size))
+
+
+async def test_a_file_that_is_read_on_is_read_ahead(scratch_xfs: Path) -> None:
+    """Two chunks, once the second of a row missed; a miss alone brings nothing but its own."""
+    host = await Host.make(scratch_xfs, [{"data/large": os.urandom(12 * CHUNK)}])
+    directory = host.machine("m1", background=False)
+    async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
+        await hydrator.attach(directory)
+        served = hydrator.served("m1")
+        assert served is not None
+
+        async def present_after(row: int, count: int) -> None:
+            await read(directory / CLONE, served.map.chunk_of[row] * CHUNK)
+            await eventually(lambda: served.progress.present == count)
+
+        await present_after(8, 1)
+        await present_after(2, 2)
+        await present_after(3, 5)  # and 4, 5
+        await present_after(6, 7)  # and 7; 8 is here
+        assert served.states.absent() == [0, 1, 9, 10, 11]

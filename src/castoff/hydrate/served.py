@@ -27,6 +27,9 @@ from castoff.store.extents import clone_range
 
 __all__ = ["Served", "Waiting"]
 
+_STREAMS = 64
+"""Places that are remembered as where a guest may be reading on."""
+
 
 class Waiting:
     """A request of the guest that waits."""
@@ -87,6 +90,7 @@ class Served:
         self._requests = 0
         self._background: list[int] = []
         self._full = ""
+        self._passed: dict[tuple[Segment, int], None] = {}
         self._unsaid: deque[bytes] = deque(maxlen=20)
         self._filling = 0
         self._settled = asyncio.Event()
@@ -197,6 +201,17 @@ class Served:
             waiting.timer.cancel()
         self._requests -= 1
         waiting.answer(number)
+
+    def follows(self, segment: Segment, number: int) -> bool:
+        """Whether a miss is of the chunk behind one that missed of late, or behind what was read ahead of one."""
+        return (segment, number - 1) in self._passed
+
+    def passed(self, segment: Segment, number: int, ahead: int) -> None:
+        """A chunk missed, and so many behind it are read ahead."""
+        self._passed.pop((segment, number - 1), None)
+        self._passed[segment, number] = self._passed[segment, number + ahead] = None
+        while len(self._passed) > _STREAMS:
+            del self._passed[next(iter(self._passed))]
 
     def background_rows(self, most: int) -> list[int]:
         """The next absent rows, neighbours of one layer, for the background."""
