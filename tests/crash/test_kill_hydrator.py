@@ -138,7 +138,7 @@ def test_a_hydrator_killed_at_random_instants_has_a_successor(state: Path) -> No
     dice = random.Random(os.environ.get("CASTOFF_CRASH_SEED", "1"))
     for number in range(-(-KILLS // hydration.DEATHS)):
         with host(state / str(number)) as here:
-            reader = here.start_reader(inherits=True)
+            reader = here.start_reader(inherits=True, rounds=12)  # long enough for all of these deaths, on any machine
             for kill in range(1, hydration.DEATHS + 1):
                 eventually(lambda kill=kill, here=here: len(here.hydrators()) == kill)  # type: ignore[misc]
                 wait_for_lines(reader, 60)  # it serves again

@@ -19,6 +19,7 @@ from pathlib import Path
 from castoff import timeline
 from castoff.disk.choose import clone_strategy
 from castoff.disk.clone import CloneStrategy, Drive
+from castoff.image.reference import LayoutReference, parse_reference
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs, RootfsRequest
 from castoff.rootfs.settings import Lazy
@@ -87,7 +88,7 @@ class LayeredProvider:
     async def _lazily(self, request: RootfsRequest) -> Rootfs | None:
         """The rootfs, to be filled while machines run; None where it cannot be so, or shall not."""
         mode = Lazy(request.lazy or self._context.settings.lazy)
-        if mode is Lazy.NEVER:
+        if mode is Lazy.NEVER or (mode is Lazy.AUTO and not self._may_be_published(request)):
             return None
         from castoff.hydrate.client import wake
 
@@ -100,6 +101,11 @@ class LayeredProvider:
             await asyncio.gather(waking, return_exceptions=True)  # what failed fails again, where it is needed
         rootfs: Rootfs | None = await lazy.locate_lazily(request, self._context, mode)
         return rootfs
+
+    def _may_be_published(self, request: RootfsRequest) -> bool:
+        """Whether there is a registry that could have the image's artifact: an image on disk has none of its own."""
+        on_disk = isinstance(parse_reference(request.image.reference), LayoutReference)
+        return not on_disk or bool(self._context.artifact.repositories)
 
     async def _make(self, request: RootfsRequest) -> StoredRootfs:
         from castoff.rootfs.conversion import convert_layers
