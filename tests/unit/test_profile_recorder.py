@@ -96,13 +96,13 @@ async def test_boots_are_merged(store: Path) -> None:
     for number in range(BOOTS + 2):
         one = recorder(store)
         one.access(2 * CHUNK, 2 * CHUNK + 1, 1.0, True)
-        if number % 3 == 0:
+        if number % 4 == 0:  # under half of any eight: of boots of the same instant, no order says which is older
             one.access(6 * CHUNK, 6 * CHUNK + 1, 2.0, True)
         found = await one.ready(3.0)
         assert found is not None
         assert len(found.boots) == min(number + 1, BOOTS)
     assert found is not None
-    assert found.chunks == (chunk(0, 0),), "the other was used by a third of the boots"
+    assert found.chunks == (chunk(0, 0),), "the other was used by a few of the boots"
 
 
 async def test_machines_may_be_ready_at_once(store: Path) -> None:
