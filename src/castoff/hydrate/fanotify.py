@@ -41,7 +41,9 @@ def open_group() -> int:
     """
     flags = _CLASS_PRE_CONTENT | _CLOEXEC | _NONBLOCK | _UNLIMITED_QUEUE | _UNLIMITED_MARKS
     try:
-        group: int = _libc().fanotify_init(flags, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_LARGEFILE", 0))
+        # Nobody reads or writes through an event's descriptor, so it is for reading: closing one that could write has XFS
+        # look at the end of the file each time (fs/xfs/xfs_file.c, xfs_file_release).
+        group: int = _libc().fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_LARGEFILE", 0))
     except AttributeError as error:  # a libc without the call
         raise Unsupported("this system's libc has no fanotify") from error
     if group >= 0:
