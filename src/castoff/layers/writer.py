@@ -8,7 +8,6 @@ all gaps together are small, and a clone takes as long as that of a small image.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import heapq
@@ -20,6 +19,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from castoff.errors import NoSpace, Unavailable
+from castoff.layers.allocate import punch, reserve
 from castoff.layers.pipeline import Buffer, Channel, Pool
 from castoff.layers.toc import BLOCK, CHUNK
 
@@ -32,11 +32,8 @@ _NO_HOLES = 2 << 30
 _STEP = 64 << 20
 """Bytes reserved at a time, if so many are to come."""
 _LEAST_STEP = 2 << 20
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _ZEROS = memoryview(bytes(CHUNK))
 _ZERO_DIGEST = blake3(_ZEROS).digest()
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Gaps:
@@ -171,7 +168,7 @@ class SegmentFile:
     def _punch(self, start: int, count: int) -> None:
         """Makes a hole of what may have been reserved; a filesystem that cannot has zeros there, which is as good."""
         if count and start < self._reserved:
-            _libc.fallocate(self._descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, count)
+            punch(self._descriptor, start, count)
 
     def _reserve(self, end: int) -> None:
         """Sees to it that the file has room up to ``end``, and some more if more is to come."""
@@ -180,10 +177,11 @@ class SegmentFile:
         step = max(_LEAST_STEP, min(_STEP, -(-self._to_come(end) // BLOCK) * BLOCK))
         while step >= CHUNK:
             count = end - self._reserved + step
-            if _libc.fallocate(self._descriptor, _KEEP_SIZE, self._reserved, count) == 0:
+            refused = reserve(self._descriptor, self._reserved, count)
+            if not refused:
                 self._reserved += count
                 return
-            if ctypes.get_errno() != errno.ENOSPC:
+            if refused != errno.ENOSPC:
                 break
             step //= 4
         self._reserved = 1 << 62 if step >= CHUNK else self._reserved

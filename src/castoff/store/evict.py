@@ -7,7 +7,6 @@ ahead of need, and room that is reserved for chunks that never came. Never under
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castoff.errors import CastoffError
+from castoff.layers import allocate
 from castoff.layers.index import LayerIndex, LocationKind, read_index
 from castoff.layers.toc import CHUNK
 from castoff.store.extents import extents
@@ -22,8 +22,6 @@ from castoff.store.hydration import HaveMap
 from castoff.store.locks import exclusive
 
 __all__ = ["evict_chunks"]
-
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 
 def evict_chunks(directory: Path, *, needed: int) -> int:
@@ -83,10 +81,8 @@ def _in_order(index: LayerIndex, have: HaveMap, taken: NDArray[np.int64]) -> NDA
 
 
 def _punch(descriptor: int, numbers: NDArray[np.int64]) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
         start, count = int(run[0]) * CHUNK, len(run) * CHUNK
-        if libc.fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, count) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        refused = allocate.punch(descriptor, start, count)
+        if refused:
+            raise OSError(refused, os.strerror(refused))

@@ -10,7 +10,6 @@ added, under a lock. Whoever dies loses bits that it had not yet set, never a ch
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castoff.errors import Internal, Invalid, NotFound
+from castoff.layers import allocate
 from castoff.layers.index import LayerIndex, LocationKind, write_index
 from castoff.layers.toc import CHUNK
 from castoff.store.have import Have, parse_have
@@ -31,7 +31,6 @@ __all__ = ["HaveMap", "fill_directory", "present_chunks"]
 
 _HOLE = 64 << 20
 """Bytes of zeros in a row that are left a hole: as castoff.layers.writer has it, for the same reason."""
-_KEEP_SIZE = 1
 
 
 class HaveMap:
@@ -202,15 +201,13 @@ def fill_directory(directory: Path, index: LayerIndex, *, reserve: bool) -> None
 
 def _reserve(descriptor: int, index: LayerIndex) -> None:
     """Reserves all but long runs of zeros. A filesystem that cannot, or is too full, is left with a hole: writes find room."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     for start, end in _runs(index.zero):
         length = min(end * CHUNK, index.segment_size) - start * CHUNK
-        if libc.fallocate(descriptor, _KEEP_SIZE, start * CHUNK, length) != 0:
-            number = ctypes.get_errno()
-            if number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOSPC, errno.EDQUOT):
-                return
-            raise OSError(number, os.strerror(number))
+        refused = allocate.reserve(descriptor, start * CHUNK, length)
+        if refused in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOSPC, errno.EDQUOT):
+            return
+        if refused:
+            raise OSError(refused, os.strerror(refused))
 
 
 def _runs(zero: NDArray[np.bool_]) -> list[tuple[int, int]]:
