@@ -20,14 +20,13 @@ from castoff.hydrate.front import Descriptors
 from castoff.hydrate.fuse import MOUNT
 from castoff.hydrate.keeper_client import Keeper, connect
 from castoff.hydrate.origin import ChunkReader
-from castoff.hydrate.record import CLONE, LOG, STATE, FrontKind, LazyRecord, read_record
+from castoff.hydrate.record import CLONE, LOG, PRESENT, STATE, FrontKind, LazyRecord, read_record
 from castoff.hydrate.server import Hydrator
 from castoff.store.store import Store
 
 __all__ = ["Inheritance", "inherit", "serving"]
 
 Report = Callable[[str], None]
-_PRESENT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,6 @@ async def _go_on(hydrator: Hydrator, left: Left, report: Report) -> None:
 def _is_whole(directory: Path) -> bool:
     """Whether all was there when the last who cared died: then nobody was let through to a hole."""
     try:
-        return set((directory / STATE).read_bytes()) <= {_PRESENT}
+        return set((directory / STATE).read_bytes()) <= {PRESENT}
     except FileNotFoundError:
         return False

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -25,10 +26,13 @@ from castoff.sources.settings import SourceSettings
 from castoff.store.durable import replace_file
 
 __all__ = [
+    "ABSENT",
     "CLONE",
     "EVENTS",
+    "FILLING",
     "LOG",
     "MAP",
+    "PRESENT",
     "RECORD",
     "STATE",
     "FrontKind",
@@ -44,6 +48,11 @@ MAP = "lazy.map"
 STATE = "lazy.state"
 LOG = "lazy.log"
 EVENTS = "lazy.events"
+
+ABSENT: Final = 0
+FILLING: Final = 1
+PRESENT: Final = 2
+"""What a byte of ``lazy.state`` says of its row (castoff.hydrate.state)."""
 
 _VERSION = 1
 

@@ -11,18 +11,14 @@ import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from castoff.errors import Invalid, NotFound
 from castoff.hydrate.map import LazyMap
+from castoff.hydrate.record import ABSENT, FILLING, PRESENT
 from castoff.layers.toc import CHUNK
 from castoff.store.durable import replace_file
 
 __all__ = ["ABSENT", "FILLING", "PRESENT", "ChunkStates", "write_state"]
-
-ABSENT: Final = 0
-FILLING: Final = 1
-PRESENT: Final = 2
 
 
 def write_state(path: Path, count: int, present: Iterable[int] = ()) -> None:

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from castoff.machine.hydration import STATES
+from castoff.hydrate.record import PRESENT, STATE
 from castoff.store.machines import machine_rootfs
 from castoff.store.rootfs import RootfsName
 from castoff.store.usage import MachineUsage, RootfsUsage, Usage
 
 __all__ = ["hydrating"]
-
-_PRESENT = b"\2"
 
 
 def hydrating(machines: Path, usage: Usage) -> tuple[RootfsUsage, ...]:
@@ -60,10 +58,10 @@ def _rootfs(
 def _part(directory: Path) -> float:
     """How much of a machine's data is here; the states are gone when all of it is."""
     try:
-        states = (directory / STATES).read_bytes()
+        states = (directory / STATE).read_bytes()
     except FileNotFoundError:
         return 1.0
-    return states.count(_PRESENT) / len(states) if states else 1.0
+    return states.count(PRESENT) / len(states) if states else 1.0
 
 
 def _joined(one: RootfsUsage, other: RootfsUsage) -> RootfsUsage:

@@ -15,14 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from castoff.errors import CastoffError
+from castoff.hydrate.record import PRESENT, STATE
 from castoff.store.have import CHUNK
 from castoff.timeline import Step, step
 
-__all__ = ["STATES", "Hydration"]
+__all__ = ["Hydration"]
 
-_PRESENT = b"\2"
-STATES = "lazy.state"
-"""castoff.hydrate.state and castoff.hydrate.record have both; they import numpy, which a VMM need not wait for."""
 _OFTEN, _SELDOM = 0.05, 0.25
 """Seconds between looks while the machine boots, and later."""
 _COUNTS = ("fetched", "misses")
@@ -47,7 +45,7 @@ class Hydration:
         self._failing = ""
         self._came = time.monotonic()
         self._machine = directory.name
-        self._file = directory / STATES
+        self._file = directory / STATE
         self._is_ready = self._closed = False
         self._changed = asyncio.Event()
         self._following = asyncio.create_task(self._follow())
@@ -153,4 +151,4 @@ class Hydration:
 
 def _present(states: mmap.mmap) -> int:
     """Bytes that are here, within a chunk."""
-    return states[:].count(_PRESENT) * CHUNK
+    return states[:].count(PRESENT) * CHUNK
