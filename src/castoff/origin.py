@@ -35,7 +35,7 @@ async def verify_origin(
     reference: str, *, platform: Platform | None, config: Config, store: Store, providers: ProviderContext
 ) -> tuple[Verdict, ...]:
     """Compares the trusted artifact of an image with its origin; see ``Host.verify_origin``."""
-    from castoff.rootfs.remote import repository
+    from castoff.artifact.repository import open_repository
     from castoff.rootfs.trusted import trusted_artifact
 
     async with opened(reference, platform, config=config, store=store) as (source, image):
@@ -43,7 +43,7 @@ async def verify_origin(
         published = {layer.diff_id: layer for layer in artifact.layers}
         origin = {layer.diff_id: layer for layer in image.layers}
         with step("origin", image=reference, total=sum(layer.size for layer in origin.values())):
-            async with repository(artifact.repository, providers.image) as client:
+            async with open_repository(artifact.repository, providers.image) as client:
                 return tuple(
                     [
                         await _verify(layer, published[diff_id], source, client, store, providers)

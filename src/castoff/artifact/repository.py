@@ -1,11 +1,19 @@
-"""Repositories, as settings and people name them: where artifacts lie that are not beside their image."""
+"""Repositories: as settings and people name them, and as artifacts have them, to be read from."""
 
 from __future__ import annotations
 
-from castoff.errors import Invalid
-from castoff.image.reference import RegistryReference, parse_reference
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-__all__ = ["parse_repository"]
+from castoff.errors import Invalid
+from castoff.image.client import RegistryClient
+from castoff.image.credentials import Keyring
+from castoff.image.endpoint import endpoints_of
+from castoff.image.reference import RegistryReference, parse_reference
+from castoff.image.settings import ImageSettings
+from castoff.image.transport import Transport
+
+__all__ = ["open_repository", "parse_repository", "whole_name"]
 
 
 def parse_repository(text: str) -> RegistryReference:
@@ -20,3 +28,24 @@ def parse_repository(text: str) -> RegistryReference:
     if not isinstance(reference, RegistryReference) or reference.tag is not None:
         raise Invalid(f"{text[:100]!r} is not a repository", hint=hint)
     return RegistryReference(reference.registry, reference.repository)
+
+
+def whole_name(name: str) -> RegistryReference:
+    """The repository of a name that is whole, ``HOST[:PORT]/PATH``, as artifacts have it: its host may be any, a mirror's too."""
+    registry, _, path = name.partition("/")
+    return RegistryReference(registry, path)
+
+
+@asynccontextmanager
+async def open_repository(name: str, settings: ImageSettings) -> AsyncIterator[RegistryClient]:
+    """Requests to one repository, for the block.
+
+    Args:
+        name: Its whole name.
+        settings: How to reach it; mirrors are left out, they have no artifacts.
+    """
+    transport = Transport(settings)
+    try:
+        yield RegistryClient(endpoints_of(whole_name(name), settings)[-1], Keyring(settings), transport, settings)
+    finally:
+        await transport.close()

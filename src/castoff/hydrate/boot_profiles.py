@@ -16,7 +16,7 @@ from typing import Any, Final
 from castoff.artifact.artifact import Blob
 from castoff.artifact.keys import host_key
 from castoff.artifact.profiles import open_hot_pack
-from castoff.artifact.repository import parse_repository
+from castoff.artifact.repository import open_repository, parse_repository
 from castoff.artifact.trust import load_trust
 from castoff.errors import CastoffError, NotFound
 from castoff.hydrate.hot_fill import HotFill
@@ -27,13 +27,9 @@ from castoff.hydrate.recorder import ProfileRecorder
 from castoff.hydrate.scheduler import Scheduler
 from castoff.hydrate.served import Served
 from castoff.hydrate.sharing import Sharing, share_profile, subject_of
-from castoff.image.client import RegistryClient
-from castoff.image.credentials import Keyring
 from castoff.image.digest import Digest
-from castoff.image.endpoint import endpoints_of
 from castoff.image.push import RegistryWriter
 from castoff.image.settings import ImageSettings
-from castoff.image.transport import Transport
 from castoff.store.hydration import present_chunks
 from castoff.store.layers import layer_path
 from castoff.store.store import Store
@@ -251,13 +247,8 @@ def _image(served: Served) -> Digest:
 
 async def _pieces(image: Digest, hot_pack: HotPackRecord, registry: ImageSettings) -> AsyncGenerator[bytes, None]:
     """The hot pack's bytes, over a connection of its own."""
-    transport = Transport(registry)
-    try:
-        endpoint = endpoints_of(parse_repository(hot_pack.repository), registry)[-1]
-        client = RegistryClient(endpoint, Keyring(registry), transport, registry)
+    async with open_repository(hot_pack.repository, registry) as client:
         blob = Blob(Digest.parse(hot_pack.digest), hot_pack.size)
         async with aclosing(open_hot_pack(client, image, blob, registry)) as pieces:
             async for piece in pieces:
                 yield piece
-    finally:
-        await transport.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 
 from castoff.artifact.profiles import PublishedProfile, find_profile
+from castoff.artifact.repository import open_repository
 from castoff.artifact.trust import load_trust
 from castoff.errors import CastoffError
 from castoff.hydrate.client import expect
@@ -19,7 +20,6 @@ from castoff.hydrate.sharing import adopt_profile
 from castoff.image.image import Image
 from castoff.image.reference import parse_reference
 from castoff.rootfs.context import ProviderContext
-from castoff.rootfs.remote import repository
 from castoff.timeline import step
 
 __all__ = ["adopted_profile"]
@@ -46,7 +46,7 @@ async def adopted_profile(image: Image, context: ProviderContext, *, stream: boo
                 )
                 if stream:
                     await expect(context.store.state, image.digest, hot_pack, context.image)
-                async with repository(published.repository, context.image) as client:
+                async with open_repository(published.repository, context.image) as client:
                     await adopt_profile(context.store.root, client, published)
                 return hot_pack
         except TimeoutError:

@@ -7,20 +7,15 @@ blob than that layer's pack, within its bounds. Chunks are checked one by one wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from castoff import timeline
 from castoff.artifact.artifact import Artifact, ArtifactLayer, Blob
+from castoff.artifact.repository import open_repository
 from castoff.errors import Invalid, LimitExceeded
 from castoff.image.client import RegistryClient
-from castoff.image.credentials import Keyring
 from castoff.image.digest import Digest
-from castoff.image.endpoint import endpoints_of
-from castoff.image.reference import RegistryReference
-from castoff.image.settings import ImageSettings
-from castoff.image.transport import Transport
 from castoff.image.verify import check
 from castoff.layers.index import LayerIndex, read_index
 from castoff.layers.pack import check_locations
@@ -31,7 +26,7 @@ from castoff.rootfs.context import ProviderContext
 from castoff.store.layers import StoredLayer
 from castoff.together import together
 
-__all__ = ["RemoteLayer", "begin_layers", "fetch_index", "repository"]
+__all__ = ["RemoteLayer", "begin_layers", "fetch_index"]
 
 _AN_ENTRY = 128
 """Bytes that an entry of a published index may have; most have a fifth of it."""
@@ -65,7 +60,7 @@ async def begin_layers(diff_ids: Sequence[Digest], artifact: Artifact, context: 
             raise Invalid(f"the artifact {artifact.digest} has no layer {diff_id}", hint="publish the image again")
     layers = [published[diff_id] for diff_id in wanted]
     with timeline.step("rootfs.remote", layers=len(layers), total=sum(layer.index.size for layer in layers)) as step:
-        async with repository(artifact.repository, context.image) as client:
+        async with open_repository(artifact.repository, context.image) as client:
 
             async def begin(layer: ArtifactLayer) -> RemoteLayer:
                 found = await _begin(layer, client, context)
@@ -119,23 +114,3 @@ def _check_index(what: str, index: LayerIndex, layer: ArtifactLayer) -> None:
     if index.diff_id != layer.diff_id:
         raise Invalid(f"{what} is that of layer {index.diff_id}", hint="publish the image again")
     check_locations(index, layer.pack.digest, layer.pack.size)
-
-
-@asynccontextmanager
-async def repository(name: str, settings: ImageSettings) -> AsyncIterator[RegistryClient]:
-    """Requests to one repository, for the block.
-
-    Args:
-        name: ``HOST[:PORT]/PATH``.
-        settings: How to reach it; mirrors are left out, they have no artifacts.
-
-    Raises:
-        Invalid: It is no repository.
-    """
-    registry, _, path = name.partition("/")
-    transport = Transport(settings)
-    try:
-        endpoint = endpoints_of(RegistryReference(registry, path), settings)[-1]
-        yield RegistryClient(endpoint, Keyring(settings), transport, settings)
-    finally:
-        await transport.close()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from castoff.artifact.repository import whole_name
 from castoff.errors import Invalid, NotFound
 from castoff.image.client import RegistryClient
 from castoff.image.connect import Broken
@@ -24,7 +25,6 @@ from castoff.image.credentials import Keyring
 from castoff.image.digest import Digest
 from castoff.image.endpoint import endpoints_of
 from castoff.image.exchange import Request, follow
-from castoff.image.reference import RegistryReference
 from castoff.image.retry import Backoff
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Response, Transport
@@ -69,8 +69,7 @@ class RegistrySource:
         self._image = msgspec.structs.replace(
             image or ImageSettings(), read_timeout=self._settings.timeout, retries=self._settings.retries
         )
-        registry, _, path = repository.partition("/")
-        endpoint = endpoints_of(RegistryReference(registry, path), self._image)[-1]
+        endpoint = endpoints_of(whole_name(repository), self._image)[-1]
         self._transport = Transport(self._image, quick_ack=True, small=_SMALL)
         self._client = RegistryClient(endpoint, Keyring(self._image), self._transport, self._image)
         self._direct: dict[Digest, Url] = {}
