@@ -19,7 +19,7 @@ import msgspec
 
 from castoff.artifact.artifact import Artifact
 from castoff.artifact.candidates import read_artifact, sort_signatures
-from castoff.artifact.repository import parse_repository
+from castoff.artifact.repository import places_of
 from castoff.artifact.signature import SIGNATURE_TYPE, is_for
 from castoff.artifact.trust import Trust
 from castoff.errors import CastoffError, Invalid, NotFound, Unavailable, Unsupported
@@ -28,9 +28,9 @@ from castoff.image.client import RegistryClient
 from castoff.image.credentials import Keyring
 from castoff.image.endpoint import endpoints_of
 from castoff.image.image import Image
-from castoff.image.manifest import Index, decode, decode_json
+from castoff.image.manifest import Index, decode
 from castoff.image.reference import Reference, RegistryReference
-from castoff.image.referrers import Referrer, read_referrers, referrers_of
+from castoff.image.referrers import Referrer, annotated, read_referrers, referrers_of
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Transport
 from castoff.image.verify import check
@@ -78,14 +78,12 @@ async def find_artifact(
         Invalid: ``repositories`` has something else in it.
     """
     settings = msgspec.structs.replace(settings, retries=min(_RETRIES, settings.retries))
-    places = {place.name: place for place in map(parse_repository, repositories)}
-    if isinstance(reference, RegistryReference):
-        places = {reference.name: reference} | places
+    places = places_of(reference, repositories)
     transport = Transport(settings)
     try:
         search = _Search(image, trust, settings, transport, Keyring(settings))
         with step("artifact.find", image=str(image.digest), repositories=len(places)):
-            artifact, notes = await _first([search.look(place, timeout) for place in places.values()])
+            artifact, notes = await _first([search.look(place, timeout) for place in places])
     finally:
         await transport.close()
     return artifact, [*trust.problems, *notes]
@@ -162,17 +160,8 @@ class _Search:
     async def _annotated(self, client: RegistryClient, rows: Sequence[Referrer]) -> list[Referrer]:
         """The rows; signatures that the list does not show whole, as of registries from before that was asked of them, read."""
         bare = [row for row in rows if row.artifact_type == SIGNATURE_TYPE and not row.annotations][:MAX_FETCHED]
-        read = {row.digest: await self._with_annotations(client, row) for row in bare}
+        read = {row.digest: await annotated(client, row, f"the signature {row.digest}", limit=SIGNATURE_LIMIT) for row in bare}
         return [read.get(row.digest, row) for row in rows]
-
-    async def _with_annotations(self, client: RegistryClient, row: Referrer) -> Referrer:
-        what = f"the signature {row.digest}"
-        try:
-            data, _ = await client.read(what, f"manifests/{row.digest}", media.OCI_MANIFEST, SIGNATURE_LIMIT)
-            document = decode_json(what, check(what, data, row.digest), _Annotated)
-        except (Invalid, NotFound):
-            return row  # told as a signature without annotations
-        return replace(row, annotations=document.annotations or {})
 
     async def _pinned(self, client: RegistryClient, place: RegistryReference) -> list[Referrer]:
         """This image's signatures in the index that ``place`` leads to; none where it leads to no index."""
@@ -189,7 +178,3 @@ class _Search:
         # By their annotations: skopeo 1.9 writes an index anew when it copies one, and leaves every artifactType out.
         rows = [row for row in referrers_of(str(place), data) if is_for(row.annotations, self.image.digest)]
         return [replace(row, artifact_type=SIGNATURE_TYPE) for row in rows]
-
-
-class _Annotated(msgspec.Struct):
-    annotations: dict[str, str] | None = None

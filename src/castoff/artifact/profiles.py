@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -22,20 +22,19 @@ from castoff.artifact.profile_referrer import (
     profile_manifest,
     read_profile_referrer,
 )
-from castoff.artifact.repository import parse_repository
+from castoff.artifact.repository import places_of
 from castoff.artifact.trust import Trust
-from castoff.errors import CastoffError, Invalid, NotFound
+from castoff.errors import CastoffError, Invalid
 from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.credentials import Keyring
 from castoff.image.digest import Digest
 from castoff.image.endpoint import endpoints_of
 from castoff.image.image import Layer
-from castoff.image.manifest import decode_json
 from castoff.image.outgoing import OutgoingBlob
 from castoff.image.push import RegistryWriter
 from castoff.image.reference import Reference, RegistryReference
-from castoff.image.referrers import Referrer, read_referrers
+from castoff.image.referrers import Referrer, annotated, read_referrers
 from castoff.image.retry import Backoff
 from castoff.image.settings import ImageSettings
 from castoff.image.transfer import check_answer, range_from, transfer
@@ -136,9 +135,7 @@ async def find_profile(
         Invalid: ``repositories`` has something else in it.
     """
     settings = msgspec.structs.replace(settings, retries=min(_RETRIES, settings.retries))
-    places = {place.name: place for place in map(parse_repository, repositories)}
-    if isinstance(reference, RegistryReference):
-        places = {reference.name: reference} | places
+    places = places_of(reference, repositories)
     transport = Transport(settings)
     keyring = Keyring(settings)
 
@@ -155,7 +152,7 @@ async def find_profile(
 
     try:
         with step("artifact.profiles", image=str(image), repositories=len(places)):
-            answers = await asyncio.gather(*(look(place) for place in places.values()))
+            answers = await asyncio.gather(*(look(place) for place in places))
     finally:
         await transport.close()
     found = [profile for profile, _ in answers if profile is not None]
@@ -177,22 +174,9 @@ async def read_profiles(client: RegistryClient, image: Digest, *, limit: int) ->
     """
     rows = [row for row in (await read_referrers(client, image, limit=limit)).rows if row.artifact_type == PROFILE_TYPE]
     bare = [row for row in rows if not row.annotations][-_MAX_FETCHED:]  # lists grow at their end
-    read = {row.digest: row for row in await asyncio.gather(*(_with_annotations(client, row) for row in bare))}
+    reading = (annotated(client, row, f"the boot profile {row.digest}", limit=_MANIFEST_LIMIT) for row in bare)
+    read = {row.digest: row for row in await asyncio.gather(*reading)}
     return [read.get(row.digest, row) for row in rows]
-
-
-async def _with_annotations(client: RegistryClient, row: Referrer) -> Referrer:
-    what = f"the boot profile {row.digest}"
-    try:
-        data, _ = await client.read(what, f"manifests/{row.digest}", media.OCI_MANIFEST, _MANIFEST_LIMIT)
-        document = decode_json(what, check(what, data, row.digest), _Annotated)
-    except (Invalid, NotFound):
-        return row  # told as one without annotations
-    return replace(row, annotations=document.annotations or {})
-
-
-class _Annotated(msgspec.Struct):
-    annotations: dict[str, str] | None = None
 
 
 async def fetch_profile(client: RegistryClient, published: PublishedProfile) -> bytes:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from castoff.errors import Invalid
 from castoff.image.client import RegistryClient
 from castoff.image.credentials import Keyring
 from castoff.image.endpoint import endpoints_of
-from castoff.image.reference import RegistryReference, parse_reference
+from castoff.image.reference import Reference, RegistryReference, parse_reference
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Transport
 
-__all__ = ["open_repository", "parse_repository", "whole_name"]
+__all__ = ["open_repository", "parse_repository", "places_of", "whole_name"]
 
 
 def parse_repository(text: str) -> RegistryReference:
@@ -28,6 +28,18 @@ def parse_repository(text: str) -> RegistryReference:
     if not isinstance(reference, RegistryReference) or reference.tag is not None:
         raise Invalid(f"{text[:100]!r} is not a repository", hint=hint)
     return RegistryReference(reference.registry, reference.repository)
+
+
+def places_of(reference: Reference, repositories: Sequence[str]) -> list[RegistryReference]:
+    """Where to look for what belongs to an image: in its own repository, which one on disk has not, then in ``repositories``.
+
+    Raises:
+        Invalid: ``repositories`` has something else in it.
+    """
+    places = {place.name: place for place in map(parse_repository, repositories)}
+    if isinstance(reference, RegistryReference):
+        places = {reference.name: reference} | places
+    return list(places.values())
 
 
 def whole_name(name: str) -> RegistryReference:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
+
+import msgspec
 
 from castoff.errors import CastoffError, Invalid, NotFound, Unavailable
 from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.connect import Broken
 from castoff.image.digest import Digest
-from castoff.image.manifest import Descriptor, decode_index
+from castoff.image.manifest import Descriptor, decode_index, decode_json
 from castoff.image.url import Url
+from castoff.image.verify import check
 
-__all__ = ["Referrer", "Referrers", "read_referrers", "read_tag_index", "referrers_of", "referrers_tag"]
+__all__ = ["Referrer", "Referrers", "annotated", "read_referrers", "read_tag_index", "referrers_of", "referrers_tag"]
 
 _LINK = re.compile(r"<([^>]*)>([^<]*)")
 _IS_NEXT = re.compile(r""";\s*rel="?next"?\s*(?:[;,]|\Z)""")
@@ -83,6 +86,31 @@ async def read_referrers(client: RegistryClient, subject: Digest, *, limit: int)
     index = await read_tag_index(client, subject, limit=limit)
     rows = () if index is None else referrers_of(_what(subject), index)
     return Referrers(rows[:MAX_REFERRERS], "clients", left_out=len(rows) > MAX_REFERRERS)
+
+
+async def annotated(client: RegistryClient, row: Referrer, what: str, *, limit: int) -> Referrer:
+    """The row with the annotations of its manifest, where the list does not show them: as of registries from before that was
+    asked of them. A manifest that is gone, or broken, leaves the row as it is.
+
+    Args:
+        client: The registry, and the repository.
+        row: From its list.
+        what: Names it in errors.
+        limit: Bytes of the manifest.
+
+    Raises:
+        Unavailable, Unauthorized: The registry does not answer, or refuses.
+    """
+    try:
+        data, _ = await client.read(what, f"manifests/{row.digest}", media.OCI_MANIFEST, limit)
+        document = decode_json(what, check(what, data, row.digest), _Annotated)
+    except (Invalid, NotFound):
+        return row
+    return replace(row, annotations=document.annotations or {})
+
+
+class _Annotated(msgspec.Struct):
+    annotations: dict[str, str] | None = None
 
 
 async def read_tag_index(client: RegistryClient, subject: Digest, *, limit: int) -> bytes | None:
