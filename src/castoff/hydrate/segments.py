@@ -1,20 +1,18 @@
 """The layers' segments as the hydrator fills them: written once for all machines, their ``have`` bits in batches.
 
 A chunk counts as here, for this process, as soon as it is written: clones share its extents from then on. Its bit follows
-when the segment was flushed, since a bit on disk is a promise that survives the host.
+when the segment was flushed (castoff.store.incoming).
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import TYPE_CHECKING
 
 from castoff.errors import NotFound
 from castoff.image.digest import Digest
 from castoff.layers.index import LayerIndex, read_index
 from castoff.layers.toc import CHUNK
-from castoff.store.hydration import HaveMap
+from castoff.store.incoming import IncomingSegment
 from castoff.store.store import Store
 
 if TYPE_CHECKING:
@@ -47,28 +45,25 @@ class Segment:
         self._layer = layer
         self.diff_id = diff_id
         self.index: LayerIndex = read_index(layer.index)
-        self._have = HaveMap.open(layer.path)
-        try:
-            self.descriptor = os.open(layer.segment, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except BaseException:
-            self._have.close()
-            raise
-        self._lock = threading.Lock()
-        self._written: set[int] = set()
-        """Here, and not flushed yet."""
+        self._file = IncomingSegment(layer)
         self.takers: dict[Served, dict[int, int]] = {}
         self.coming: set[int] = set()
         self.filling = 0
         self.origins: list[Origin] = []
 
+    @property
+    def descriptor(self) -> int:
+        """The segment's file."""
+        return self._file.descriptor
+
     def has(self, number: int) -> bool:
         """Whether the chunk is here."""
-        return number in self._written or self._have.has(number)
+        return self._file.has(number)
 
     @property
     def unflushed(self) -> int:
         """Chunks that are here without a bit that says so."""
-        return len(self._written)
+        return self._file.unflushed
 
     @property
     def is_unused(self) -> bool:
@@ -85,12 +80,7 @@ class Segment:
         Raises:
             OSError: The disk failed, or is full; nothing is lost but the chunk.
         """
-        at, view = number * CHUNK, memoryview(data)
-        while view:
-            count = os.pwrite(self.descriptor, view, at)
-            at, view = at + count, view[count:]
-        with self._lock:
-            self._written.add(number)
+        self._file.write(number, data)
 
     def flush(self) -> None:
         """Has what was written survive the host, then says so in ``have``; blocks.
@@ -98,30 +88,16 @@ class Segment:
         Raises:
             OSError: The disk failed: the bits stay unset.
         """
-        with self._lock:
-            written = sorted(self._written)
-        if written:
-            os.fdatasync(self.descriptor)
-            self._have.set_many(written)
-            with self._lock:
-                self._written.difference_update(written)
-
-    def finish(self) -> None:
-        """Flushes, and declares the layer complete if every chunk of it is here; blocks."""
-        self.flush()
-        self._have.refresh()
-        if not self._have.is_complete and not self._have.missing():
-            self._have.complete()
+        self._file.flush()
 
     def end(self) -> None:
         """Finishes it and closes it; blocks."""
         try:
-            self.finish()
+            self._file.finish()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Closes it, after ``finish`` or at the end."""
-        os.close(self.descriptor)
-        self._have.close()
+        """Closes it."""
+        self._file.close()
         self._layer.pin.close()

@@ -7,9 +7,9 @@ that is gone), the next time fetches what is missing and nothing else. A hydrato
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing, closing
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from castoff.layers.toc import CHUNK
 from castoff.rootfs.remote import RemoteLayer
 from castoff.sources.chunks import ChunkReader
 from castoff.store.builds import uninterrupted
-from castoff.store.hydration import HaveMap
+from castoff.store.incoming import IncomingSegment
 from castoff.store.space import no_space_as
 from castoff.store.store import Store
 
@@ -65,54 +65,26 @@ async def fetch_layers(
 async def _fetch(layer: RemoteLayer, numbers: Sequence[int], reader: ChunkReader) -> None:
     """Fetches chunks of one layer."""
     lengths = layer.index.locations.length
-    with ExitStack() as opened, no_space_as(layer.stored.segment):
-        arriving = _Arriving(layer, opened)
+    with closing(IncomingSegment(layer.stored)) as segment, no_space_as(layer.stored.segment):
         with timeline.step("sources.chunks", layer=str(layer.stored.diff_id), total=_packed(layer.index, numbers)) as step:
             try:
                 async with aclosing(reader.fetch(layer.index, numbers)) as chunks:
                     async for number, data in chunks:
-                        await asyncio.to_thread(arriving.write, number, data)
+                        await asyncio.to_thread(_write, segment, number, data, layer.stored.segment)
                         step.advance(int(lengths[number]))
             finally:
-                await uninterrupted(arriving.flush)
-        await uninterrupted(arriving.finish)
+                await uninterrupted(segment.flush)
+        await uninterrupted(segment.finish)
 
 
-class _Arriving:
-    """A layer's segment and ``have``, open. Its methods block; one at a time."""
-
-    def __init__(self, layer: RemoteLayer, opened: ExitStack) -> None:
-        self._have = opened.enter_context(HaveMap.open(layer.stored.path))
-        self._segment = os.open(layer.stored.segment, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        opened.callback(os.close, self._segment)
-        self._path = layer.stored.segment
-        self._written: list[int] = []
-
-    def write(self, number: int, data: bytes) -> None:
-        """Writes a verified chunk; flushes now and then."""
-        view, at = memoryview(data), number * CHUNK
-        try:
-            while view:
-                count = os.pwrite(self._segment, view, at)
-                view, at = view[count:], at + count
-        except OSError as error:
-            raise Unavailable(f"{self._path} cannot be written: {error.strerror}", hint="look at the disk") from error
-        self._written.append(number)
-        if len(self._written) >= _BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        """What was written survives a crash, and ``have`` says so."""
-        if self._written:
-            os.fdatasync(self._segment)
-            self._have.set_many(self._written)
-            self._written.clear()
-
-    def finish(self) -> None:
-        """The layer is complete, where nothing is missing any more: others may have fetched the rest."""
-        self._have.refresh()
-        if not self._have.missing() and not self._have.is_complete:
-            self._have.complete()
+def _write(segment: IncomingSegment, number: int, data: bytes, path: Path) -> None:
+    """Writes a verified chunk; flushes now and then. Blocks."""
+    try:
+        segment.write(number, data)
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be written: {error.strerror}", hint="look at the disk") from error
+    if segment.unflushed >= _BATCH:
+        segment.flush()
 
 
 def _missing(layer: RemoteLayer, only: Mapping[Digest, Numbers] | None) -> list[int]:
