@@ -96,6 +96,15 @@ def directory(request: pytest.FixtureRequest, scratch_xfs: Path, tmp_path: Path)
     return scratch_xfs if request.param == "xfs" else tmp_path
 
 
+async def test_what_cannot_be_lazy_starts_no_hydrator(directory: Path) -> None:
+    """A copy needs all of the image: nobody is woken for it, and no registry is asked."""
+    state = directory / "state"
+    (state / "keys").mkdir(parents=True)
+    built = build_image([lower_layer(4)])
+    await located(provider_in(state, RootfsSettings(clone=CloneKind.COPY)), request_of(built))
+    assert not (state / "hydrate").exists()
+
+
 async def test_an_image_becomes_a_filesystem(directory: Path) -> None:
     """The kernel mounts it, e2fsck finds nothing, the files are the image's."""
     built = build_image([lower_layer(), upper_layer()])

@@ -171,12 +171,11 @@ def fanotify() -> Finding:
 def lazy(store: Store, settings: RootfsSettings) -> Finding:
     """How machines could start before their data is here."""
     from castoff.hydrate.record import FrontKind
-    from castoff.rootfs.front import choose_front
+    from castoff.rootfs.front import choose_front, wanted_front
 
     gives = "starts machines before their data is here, from an artifact that `castoff publish` made"
-    wanted = None if settings.front == "auto" else FrontKind(settings.front)
     try:
-        front = choose_front(store, clone=settings.clone, wanted=wanted)
+        front = choose_front(store, clone=settings.clone, wanted=wanted_front(settings))
     except Unsupported as error:
         return Finding("lazy", False, error.what, gives, "run as root; for fanotify on Linux 6.14 or later, with reflinks")
     served = {FrontKind.FANOTIFY: "a plain file for each machine", FrontKind.FUSE: "a read-only base below an overlay"}

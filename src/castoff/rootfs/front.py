@@ -9,9 +9,10 @@ from __future__ import annotations
 from castoff.disk.clone import CloneKind
 from castoff.errors import Unsupported
 from castoff.hydrate.record import FrontKind
+from castoff.rootfs.settings import RootfsSettings
 from castoff.store.store import Store
 
-__all__ = ["choose_front", "fanotify_lacks", "fuse_lacks"]
+__all__ = ["choose_front", "fanotify_lacks", "fuse_lacks", "wanted_front"]
 
 _CLONES = {FrontKind.FANOTIFY: CloneKind.REFLINK, FrontKind.FUSE: CloneKind.OVERLAY}
 
@@ -32,6 +33,11 @@ def choose_front(store: Store, *, clone: CloneKind | None, wanted: FrontKind | N
         problems.append(f"{front.value}: {lack}")
     why = "; ".join(problems) or f"{wanted.value if wanted else 'nothing'} does not go with a {clone or 'reflink'} clone"
     raise Unsupported(f"no rootfs can be served here before it is whole: {why}", hint="see `castoff doctor`, or use --lazy never")
+
+
+def wanted_front(settings: RootfsSettings) -> FrontKind | None:
+    """The one that the settings name; None: the best."""
+    return None if settings.front == "auto" else FrontKind(settings.front)
 
 
 def fanotify_lacks(store: Store) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from castoff import timeline
 from castoff.disk.choose import clone_strategy
 from castoff.disk.clone import CloneStrategy, Drive
+from castoff.errors import Unsupported
 from castoff.image.reference import LayoutReference, parse_reference
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.provider import Rootfs, RootfsRequest
@@ -90,16 +91,24 @@ class LayeredProvider:
         mode = Lazy(request.lazy or self._context.settings.lazy)
         if mode is Lazy.NEVER or (mode is Lazy.AUTO and not self._may_be_published(request)):
             return None
+        from castoff.rootfs.front import choose_front, wanted_front
+
+        store, settings = self._context.store, self._context.settings
+        try:  # first: a host that cannot serve anything need not start a hydrator, nor ask a registry
+            front = choose_front(store, clone=request.clone or settings.clone, wanted=wanted_front(settings))
+        except Unsupported:
+            if mode is Lazy.ALWAYS:
+                raise
+            return None
         from castoff.hydrate.client import wake
 
-        state = self._context.store.state
         # The hydrator starts on another processor while we import registries, numpy and all: 0.2 s that a warm create does
         # without. Where there are no keys, no artifact counts.
-        waking = asyncio.ensure_future(wake(state)) if (state / "keys").is_dir() else None
+        waking = asyncio.ensure_future(wake(store.state)) if (store.state / "keys").is_dir() else None
         lazy = await asyncio.to_thread(import_module, "castoff.rootfs.lazy")
         if waking is not None:
             await asyncio.gather(waking, return_exceptions=True)  # what failed fails again, where it is needed
-        rootfs: Rootfs | None = await lazy.locate_lazily(request, self._context, mode)
+        rootfs: Rootfs | None = await lazy.locate_lazily(request, front, self._context, mode)
         return rootfs
 
     def _may_be_published(self, request: RootfsRequest) -> bool:

@@ -25,7 +25,6 @@ from castoff.image.image import Image
 from castoff.rootfs.boot_profile import adopted_profile
 from castoff.rootfs.composition import compose_layers, layer_tables
 from castoff.rootfs.context import ProviderContext
-from castoff.rootfs.front import choose_front
 from castoff.rootfs.holes import write_with_holes
 from castoff.rootfs.provider import RootfsRequest
 from castoff.rootfs.remote import RemoteLayer, begin_layers
@@ -112,22 +111,22 @@ class LazyRootfs:
         )
 
 
-async def locate_lazily(request: RootfsRequest, context: ProviderContext, mode: Lazy) -> LazyRootfs | None:
+async def locate_lazily(request: RootfsRequest, front: FrontKind, context: ProviderContext, mode: Lazy) -> LazyRootfs | None:
     """The image's rootfs, to be filled while machines run; None where it is to be made whole first.
 
     Args:
         request: The create's; of its image not every layer is here.
+        front: How this host serves what is not here (castoff.rootfs.front).
         context: The store, the settings, how to reach registries.
         mode: ``auto``: whatever is in the way is told of and leads to None; ``always``: it raises.
 
     Raises:
-        Unsupported: This host cannot, and must.
         NoArtifact: There is none that counts, and must be.
         CastoffError: The artifact's registry failed, or what it gave is broken, and must not be.
     """
     with timeline.step("rootfs.lazy", image=request.image.reference) as step:
         try:
-            return await _locate(request, context)
+            return await _locate(request, front, context)
         except CastoffError as error:
             if mode is Lazy.ALWAYS:
                 raise
@@ -137,9 +136,7 @@ async def locate_lazily(request: RootfsRequest, context: ProviderContext, mode: 
             return None
 
 
-async def _locate(request: RootfsRequest, context: ProviderContext) -> LazyRootfs:
-    wanted = None if context.settings.front == "auto" else FrontKind(context.settings.front)
-    front = choose_front(context.store, clone=request.clone or context.settings.clone, wanted=wanted)
+async def _locate(request: RootfsRequest, front: FrontKind, context: ProviderContext) -> LazyRootfs:
     profile = asyncio.create_task(adopted_profile(request.image, context))
     try:
         artifact = await trusted_artifact(request.image, context)
