@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from castoff.config import Config
-from castoff.disk.clone import Drive
+from castoff.disk.clone import Drive, inherited
 from castoff.errors import Invalid, NotFound
 from castoff.image.image import Image, Platform
 from castoff.image.opening import open_source
@@ -94,7 +94,6 @@ async def create(
             drives=tuple(drives),
             ports=request.ports,
             network=network,
-            inherit=_inherited(drives),
         )
         handle = await vmm.start(spec)
         undo.push_async_callback(handle.kill)
@@ -182,20 +181,16 @@ async def _clone(
     """The machine's drives; descriptors that the VMM will inherit are closed here with ``held``."""
     rootfs = await locate(request, image, source, providers)
     drives = await rootfs.clone(machine_id, directory)
-    for descriptor in _inherited(drives):
+    for descriptor in inherited(drives):
         held.callback(os.close, descriptor)
     return drives
-
-
-def _inherited(drives: Sequence[Drive]) -> tuple[int, ...]:
-    return tuple(descriptor for drive in drives for descriptor in drive.inherit)
 
 
 def _hydration(
     drives: Sequence[Drive], directory: Path, providers: ProviderContext, undo: contextlib.AsyncExitStack
 ) -> Hydration | None:
     """Follows how the machine's data comes in, from now on; None where it is all here."""
-    if not _inherited(drives):
+    if not inherited(drives):
         return None
     from castoff.machine.hydration import Hydration  # not for machines that have it all
 

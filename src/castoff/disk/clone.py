@@ -7,11 +7,12 @@ directory, and deleting that directory is all it takes to be rid of them. The ro
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["CloneKind", "CloneStrategy", "Drive", "Role"]
+__all__ = ["CloneKind", "CloneStrategy", "Drive", "Role", "inherited"]
 
 
 class CloneKind(enum.StrEnum):
@@ -46,6 +47,11 @@ class Drive:
     inherit: tuple[int, ...] = ()
     """Descriptors without which the file must not be read (castoff.hydrate): the VMM's process inherits them, so that it
     cannot outlive their last holder. Whoever asked for the drive closes its own once the VMM runs."""
+
+
+def inherited(drives: Iterable[Drive]) -> tuple[int, ...]:
+    """The descriptors that the VMM's process inherits for these drives."""
+    return tuple(descriptor for drive in drives for descriptor in drive.inherit)
 
 
 class CloneStrategy(Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from castoff.disk.clone import Drive
+from castoff.disk.clone import Drive, inherited
 
 __all__ = ["MachineSpec", "PortForward", "Vmm", "VmmHandle"]
 
@@ -42,8 +42,6 @@ class MachineSpec:
         drives: In the order in which the guest should see them; found by serial.
         ports: Published ports.
         network: Whether the guest has a network card.
-        inherit: Descriptors that the VMM's process keeps open, under the same numbers, for its whole life. A jailed
-            Firecracker does not: its jailer closes what it does not know.
     """
 
     id: str
@@ -56,8 +54,15 @@ class MachineSpec:
     kernel_args: tuple[str, ...] = ()
     ports: tuple[PortForward, ...] = ()
     network: bool = True
-    inherit: tuple[int, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def inherit(self) -> tuple[int, ...]:
+        """The drives' descriptors that the VMM's process keeps open, under the same numbers, for its whole life.
+
+        A jailed Firecracker does not: its jailer closes what it does not know.
+        """
+        return inherited(self.drives)
 
 
 class VmmHandle(Protocol):
