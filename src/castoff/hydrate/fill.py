@@ -83,10 +83,6 @@ class Filler:
         await self._make_room()
         await asyncio.sleep(_RETRY)
 
-    async def run(self, work: Callable[[], None]) -> None:
-        """Runs ``work`` beside the fills."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
     def close(self) -> None:
         """Waits for what is under way."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from castoff.errors import DigestMismatch, NotFound
+from castoff.errors import DigestMismatch
 from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.credentials import Keyring
@@ -141,15 +141,6 @@ class RegistryWriter:
                 entry["annotations"] = dict(annotations)
             await add_referrer(self.client, subject, entry, limit=self._settings.max_manifest_size)
         return digest
-
-    async def has_manifest(self, digest: Digest) -> bool:
-        """Whether the repository has the manifest."""
-        headers = {"Accept": ", ".join(sorted(media.MANIFESTS | media.INDEXES))}
-        try:
-            async with await self.client.open(str(digest), "HEAD", f"manifests/{digest}", headers, self.client.backoff()):
-                return True
-        except NotFound:
-            return False
 
     async def close(self) -> None:
         """Closes the connections."""
