@@ -21,6 +21,7 @@ from castoff.ext4.compose import compose
 from castoff.ext4.tables import compile_tables
 from castoff.hydrate.map import write_map
 from castoff.hydrate.record import CLONE, MAP, STATE, FrontKind, LazyLayer, LazyRecord, write_record
+from castoff.hydrate.served import Served
 from castoff.hydrate.server import Hydrator
 from castoff.hydrate.settings import HydrateSettings
 from castoff.hydrate.state import write_state
@@ -32,7 +33,15 @@ from castoff.store.settings import StoreSettings
 from castoff.store.store import Store
 from packed_layer import PackedLayer, packed_layer
 
-__all__ = ["Host", "eventually"]
+__all__ = ["Host", "attached", "eventually"]
+
+
+async def attached(hydrator: Hydrator, directory: Path) -> Served:
+    """A machine's rootfs, served from now on."""
+    await hydrator.attach(directory)
+    served = hydrator.served(directory.name)
+    assert served is not None
+    return served
 
 
 @dataclass

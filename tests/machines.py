@@ -110,6 +110,20 @@ def castoff_state(kernels: Path) -> Iterator[Castoff]:
         shutil.rmtree(directory)
 
 
+def publish(reference: str, built: BuiltImage, kernels: Path, directory: Path) -> str:
+    """Pushes an image (by skopeo, through a layout in ``directory``) and publishes its artifact; the key that signed it.
+
+    The host that published is gone afterwards.
+    """
+    layout = write_layout(directory, {"v1": built})
+    command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--preserve-digests"]
+    subprocess.run([*command, f"oci:{layout}:v1", f"docker://{reference}"], check=True, timeout=60)
+    with castoff_state(kernels) as publisher:
+        done = publisher("publish", reference)
+        assert done.returncode == 0, done.stderr
+        return publisher("key", "show").stdout.decode().split()[0]
+
+
 def eventually(what: str, holds: Callable[[], bool], *, timeout: float = 20) -> None:
     """Waits until ``holds``; fails with ``what`` otherwise."""
     deadline = time.monotonic() + timeout

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from castoff.image.digest import Digest
 from castoff.layers.index import LayerIndex
 from castoff.layers.locations import LocationKind, Locations
 from castoff.layers.toc import CHUNK
+from castoff.rootfs.remote import RemoteLayer
+from castoff.store.store import Store
 from layer_reader import convert_bytes
 from oci_builder import LayerTar
 
-__all__ = ["PackedLayer", "packed_layer", "random_files"]
+__all__ = ["PackedLayer", "begin", "packed_layer", "random_files"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,13 @@ def pack(index: LayerIndex, segment: bytes, tar: bytes, *, gap: int = 0) -> Pack
         data += frame + bytes(gap)
     locations = Locations(kind, blob, offset, length, (Digest.of(bytes(data)),))
     return PackedLayer(replace(index, locations=locations), segment, bytes(data), tar)
+
+
+async def begin(store: Store, layers: Sequence[PackedLayer], pins: ExitStack) -> list[RemoteLayer]:
+    """Layers of the store that come in, nothing of them here; pinned until ``pins`` closes."""
+    found = []
+    for layer in layers:
+        stored = await store.begin_layer(layer.index.diff_id, layer.index)
+        pins.callback(stored.pin.close)
+        found.append(RemoteLayer(stored, layer.index, layer.digest))
+    return found

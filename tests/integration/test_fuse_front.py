@@ -237,15 +237,21 @@ def test_requests_are_recorded(served: Served, rootfs: LazyFiles) -> None:
     assert found == [(at, at + 8192, True), (at, at + 8192, False)]
 
 
-def test_a_complete_rootfs_is_a_plain_file_to_the_next(rootfs: LazyFiles) -> None:
-    """Who has the mounted file open keeps it, and the front lasts as long; the path leads to root.ext4."""
-    served = Served(rootfs)
-    reader = os.open(served.path, os.O_RDONLY | os.O_DIRECT)
+def complete(served: Served, rootfs: LazyFiles) -> threading.Thread:
+    """Completes a rootfs that somebody has open: its file is unmounted, and the thread lasts until that one is gone."""
     served.core.fill_everything()
     completing = threading.Thread(target=served.front.complete)
     completing.start()
     while fuse_mount.mounted(rootfs.directory):
         time.sleep(0.01)
+    return completing
+
+
+def test_a_complete_rootfs_is_a_plain_file_to_the_next(rootfs: LazyFiles) -> None:
+    """Who has the mounted file open keeps it, and the front lasts as long; the path leads to root.ext4."""
+    served = Served(rootfs)
+    reader = os.open(served.path, os.O_RDONLY | os.O_DIRECT)
+    completing = complete(served, rootfs)
     assert served.path.resolve() == (rootfs.directory / CLONE).resolve()
     assert served.path.read_bytes() == served.expected
     buffer = mmap.mmap(-1, 64 * 1024)
@@ -265,11 +271,7 @@ def test_waiting_for_the_last_machine_can_be_ended(rootfs: LazyFiles) -> None:
     """A hydrator that goes while a machine still reads from a complete rootfs: its successor goes on."""
     served = Served(rootfs)
     reader = os.open(served.path, os.O_RDONLY | os.O_DIRECT)
-    served.core.fill_everything()
-    completing = threading.Thread(target=served.front.complete)
-    completing.start()
-    while fuse_mount.mounted(rootfs.directory):
-        time.sleep(0.01)
+    completing = complete(served, rootfs)
     served.front.stop()
     completing.join(5)
     assert not completing.is_alive()

@@ -20,7 +20,7 @@ from castoff.errors import Conflict, NotFound, Unavailable
 from castoff.fakes.chunk_source import FakeChunkSource
 from castoff.hydrate.record import CLONE, EVENTS, LOG, MAP, STATE, read_record
 from castoff.layers.toc import CHUNK
-from hydrator_host import Host, eventually
+from hydrator_host import Host, attached, eventually
 from packed_layer import random_files
 
 
@@ -85,9 +85,7 @@ async def test_a_read_waits_for_a_source_that_fails_and_goes_on_when_it_is_back(
     directory = host.machine("m1", background=False)
     source = FakeChunkSource(host.packs, fails=Unavailable("the registry is down"))
     async with host.hydrator(source) as hydrator:
-        await hydrator.attach(directory)
-        served = hydrator.served("m1")
-        assert served is not None
+        served = await attached(hydrator, directory)
         at = served.map.chunk_of[2] * CHUNK
         reading = asyncio.create_task(read(directory / CLONE, at))
         await eventually(lambda: len(source.reads) > 3)
@@ -109,9 +107,7 @@ async def test_a_read_that_waited_long_enough_ends_in_eio_and_a_later_one_starts
     directory = host.machine("m1", background=False, give_up=0.4)
     source = FakeChunkSource(host.packs, fails=Unavailable("the registry is down"))
     async with host.hydrator(source) as hydrator:
-        await hydrator.attach(directory)
-        served = hydrator.served("m1")
-        assert served is not None
+        served = await attached(hydrator, directory)
         at = served.map.chunk_of[2] * CHUNK
         for _ in range(2):
             with pytest.raises(OSError) as failure:
@@ -129,9 +125,7 @@ async def test_wrong_bytes_never_reach_a_guest(scratch_xfs: Path) -> None:
     directory = host.machine("m1", background=False, give_up=30.0)
     source = FakeChunkSource(host.packs, lies=True)
     async with host.hydrator(source) as hydrator:
-        await hydrator.attach(directory)
-        served = hydrator.served("m1")
-        assert served is not None
+        served = await attached(hydrator, directory)
         at = served.map.chunk_of[2] * CHUNK
         reading = asyncio.create_task(read(directory / CLONE, at))
         await eventually(lambda: "wrong bytes" in served.progress.failing)
@@ -183,9 +177,7 @@ async def test_the_background_keeps_to_its_limit(scratch_xfs: Path) -> None:
     host = await Host.make(scratch_xfs, [random_files(1, chunks=40)])
     directory = host.machine("m1", background_limit=8 << 20)
     async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
-        await hydrator.attach(directory)
-        served = hydrator.served("m1")
-        assert served is not None
+        served = await attached(hydrator, directory)
         began = time.monotonic()
         await hydrator.ready("m1", began)
         await eventually(lambda: served.states.complete)
@@ -200,9 +192,7 @@ async def test_a_guest_is_served_before_the_background(scratch_xfs: Path) -> Non
     directory = host.machine("m1")
     source = FakeChunkSource(host.packs, delay=0.05)
     async with host.hydrator(source) as hydrator:
-        await hydrator.attach(directory)
-        served = hydrator.served("m1")
-        assert served is not None
+        served = await attached(hydrator, directory)
         await hydrator.ready("m1", time.monotonic())
         await eventually(lambda: len(source.reads) >= 2)
         before = len(source.reads)
@@ -218,9 +208,7 @@ async def test_a_profile_is_prefetched_in_its_order(scratch_xfs: Path) -> None:
     directory = host.machine("m1", background=False)
     source = FakeChunkSource(host.packs, delay=0.01)
     async with host.hydrator(source) as hydrator:
-        await hydrator.attach(directory)
-        served = hydrator.served("m1")
-        assert served is not None
+        served = await attached(hydrator, directory)
         rows = [31, 7, 30, 8, 29, 9, 28, 10, 3, 2]
         hydrator.prefetch("m1", rows)
         await eventually(lambda: served.progress.present == len(rows))
@@ -329,9 +317,7 @@ async def test_a_file_that_is_read_on_is_read_ahead(scratch_xfs: Path) -> None:
     host = await Host.make(scratch_xfs, [{"data/large": os.urandom(12 * CHUNK)}])
     directory = host.machine("m1", background=False)
     async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
-        await hydrator.attach(directory)
-        served = hydrator.served("m1")
-        assert served is not None
+        served = await attached(hydrator, directory)
 
         async def present_after(row: int, count: int) -> None:
             await read(directory / CLONE, served.map.chunk_of[row] * CHUNK)

@@ -21,8 +21,8 @@ import pytest
 import daemons
 from castoff.layers.toc import CHUNK
 from castoff.store.hydration import present_chunks
-from machines import Castoff, busybox_layer, castoff_state, eventually
-from oci_builder import BuiltImage, LayerTar, build_image, write_layout
+from machines import Castoff, busybox_layer, castoff_state, eventually, publish
+from oci_builder import BuiltImage, LayerTar, build_image
 
 READ = [7, 2, 11]
 """Which of the files the command reads before its first word."""
@@ -61,13 +61,7 @@ def fleet(registry: daemons.Registry, kernels: Path, tmp_path_factory: pytest.Te
     """Published by a host that is gone by now, without a profile: it booted nothing."""
     reference = f"{registry.host}/profiles/app:v1"
     built = image()
-    layout = write_layout(tmp_path_factory.mktemp("layout") / "image", {"v1": built})
-    command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--preserve-digests"]
-    subprocess.run([*command, f"oci:{layout}:v1", f"docker://{reference}"], check=True, timeout=60)
-    with castoff_state(kernels) as publisher:
-        done = publisher("publish", reference)
-        assert done.returncode == 0, done.stderr
-        return Fleet(reference, built, publisher("key", "show").stdout.decode().split()[0])
+    return Fleet(reference, built, publish(reference, built, kernels, tmp_path_factory.mktemp("layout") / "image"))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from castoff.layers.toc import CHUNK
 from castoff.rootfs.composition import layer_tables
 from castoff.store.hydration import present_chunks
 from faulty_proxy import Answer, WrongBytes, dice, faulty_proxy, of_blobs
-from machines import Castoff, busybox_layer, castoff_state, eventually, is_running
+from machines import Castoff, busybox_layer, castoff_state, eventually, is_running, publish
 from oci_builder import BuiltImage, LayerTar, build_image, write_layout
 
 PACK_HEAD = len(HEAD)
@@ -69,13 +69,7 @@ def _published(registry: daemons.Registry, kernels: Path, tmp_path_factory: pyte
     """Pushed by skopeo, published by a host of its own, which is gone by now."""
     reference = f"{registry.host}/lazy/app:v1"
     built = image()
-    layout = write_layout(tmp_path_factory.mktemp("layout") / "image", {"v1": built})
-    command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--preserve-digests"]
-    subprocess.run([*command, f"oci:{layout}:v1", f"docker://{reference}"], check=True, timeout=60)
-    with castoff_state(kernels) as publisher:
-        done = publisher("publish", reference)
-        assert done.returncode == 0, done.stderr
-        key = publisher("key", "show").stdout.decode().split()[0]
+    key = publish(reference, built, kernels, tmp_path_factory.mktemp("layout") / "image")
     return Published(reference, key, built)
 
 

@@ -23,7 +23,7 @@ from castoff.store.settings import StoreSettings
 from castoff.store.store import Store
 from layer_reader import convert_bytes
 from oci_builder import LayerTar
-from packed_layer import PackedLayer, pack
+from packed_layer import PackedLayer, begin, pack
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -47,15 +47,6 @@ async def converted(directory: Path) -> list[PackedLayer]:
     for number, tar in enumerate(layers()):
         index = await convert_bytes(directory / str(number), tar.bytes())
         found.append(pack(index, (directory / str(number) / "segment").read_bytes(), tar.bytes()))
-    return found
-
-
-async def begun(store: Store, packed: list[PackedLayer], pins: ExitStack) -> list[RemoteLayer]:
-    found = []
-    for layer in packed:
-        stored = await store.begin_layer(layer.index.diff_id, layer.index)
-        pins.callback(stored.pin.close)
-        found.append(RemoteLayer(stored, layer.index, layer.digest))
     return found
 
 
@@ -102,7 +93,7 @@ async def test_filled_holes_are_the_whole_rootfs_but_for_what_no_file_has(scratc
     store = Store.open(scratch_xfs / "state", StoreSettings(backing="native"))
     packed = await converted(scratch_xfs / "converted")
     with ExitStack() as pins:
-        found = await begun(store, packed, pins)
+        found = await begin(store, packed, pins)
         path, map, state, holes = holed(found, scratch_xfs / "machine")
         assert (holes.present, set(state)) == (0, {ABSENT})
         assert holes.wanted == len(map) < sum(len(layer.packed) for layer in packed), "what is hidden is wanted too"
@@ -124,7 +115,7 @@ async def test_what_is_here_is_shared_and_told_to_be_here(scratch_xfs: Path) -> 
     store = Store.open(scratch_xfs / "state", StoreSettings(backing="native"))
     packed = await converted(scratch_xfs / "converted")
     with ExitStack() as pins:
-        found = await begun(store, packed, pins)
+        found = await begin(store, packed, pins)
         some = packed[0].packed[1::3]
         fill(found[0], packed[0], some)
         fill(found[1], packed[1], packed[1].packed)

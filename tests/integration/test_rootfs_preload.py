@@ -12,13 +12,12 @@ from castoff.errors import CastoffError, Unavailable
 from castoff.image.digest import Digest
 from castoff.layers.verify import verify_segment
 from castoff.rootfs.preload import fetch_layers
-from castoff.rootfs.remote import RemoteLayer
 from castoff.sources.chunks import ChunkReader
 from castoff.sources.source import ByteRange, Located, Piece
 from castoff.store.have import Have
 from castoff.store.settings import StoreSettings
 from castoff.store.store import Store
-from packed_layer import PackedLayer, packed_layer, random_files
+from packed_layer import PackedLayer, begin, packed_layer, random_files
 
 
 class Packs:
@@ -54,20 +53,11 @@ async def _layers(tmp_path: Path) -> list[PackedLayer]:
     return [await packed_layer(tmp_path / str(seed), random_files(seed, chunks=6)) for seed in (1, 2)]
 
 
-async def _begin(store: Store, layers: Sequence[PackedLayer], pins: ExitStack) -> list[RemoteLayer]:
-    found = []
-    for layer in layers:
-        stored = await store.begin_layer(layer.index.diff_id, layer.index)
-        pins.callback(stored.pin.close)
-        found.append(RemoteLayer(stored, layer.index, layer.digest))
-    return found
-
-
 async def _fetch(store: Store, layers: Sequence[PackedLayer], packs: Packs, **how: object) -> int:
     reader = ChunkReader(packs)
     try:
         with ExitStack() as pins:
-            return await fetch_layers(await _begin(store, layers, pins), reader, store, **how)  # type: ignore[arg-type]
+            return await fetch_layers(await begin(store, layers, pins), reader, store, **how)  # type: ignore[arg-type]
     finally:
         await reader.close()
 
