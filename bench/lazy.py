@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def _rivals(found: Lab, slow: dict[str, list[Boot]]) -> Iterable[Row]:
     except Failed as error:
         lack = str(error)
     if lack:
-        yield Row("lazy", f"{name}: not measured, {lack}", 0.0, "x")
+        print(f"bench: lazy: {name}: not measured, {lack}", file=sys.stderr)  # no row: there is no figure
     else:
         yield Row("lazy", f"{name} / castoff", seconds / ours, "x", at_least(1.5), {"seconds": seconds, "castoff": ours})
 
