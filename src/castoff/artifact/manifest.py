@@ -5,13 +5,13 @@ Source: OCI image spec 1.1, manifest.md, "Guidelines for Artifact Usage".
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from castoff.artifact.artifact import ARTIFACT_TYPE, INDEX_TYPE, PACK_TYPE, ArtifactLayer, Blob
+from castoff.artifact.document import encode_referrer
 from castoff.errors import CastoffError, Invalid
 from castoff.image import media
 from castoff.image.digest import Digest
@@ -61,18 +61,13 @@ class _Document(msgspec.Struct, frozen=True, rename="camel"):
 
 def encode_manifest(manifest: ArtifactManifest) -> bytes:
     """The manifest's bytes, which follow from its values. Besides its layers' blobs it has one, ``media.EMPTY_JSON``."""
-    empty = {"mediaType": media.OCI_EMPTY, "digest": str(Digest.of(media.EMPTY_JSON)), "size": len(media.EMPTY_JSON)}
     subject = manifest.subject
-    document = {
-        "schemaVersion": 2,
-        "mediaType": media.OCI_MANIFEST,
-        "artifactType": ARTIFACT_TYPE,
-        "config": empty,
-        "layers": [row for layer in manifest.layers for row in _rows(layer)],
-        "subject": {"mediaType": subject.media_type, "digest": str(subject.digest), "size": subject.size},
-        "annotations": {COMPRESSOR: manifest.compressor} if manifest.compressor else {},
-    }
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return encode_referrer(
+        ARTIFACT_TYPE,
+        layers=[row for layer in manifest.layers for row in _rows(layer)],
+        subject={"mediaType": subject.media_type, "digest": str(subject.digest), "size": subject.size},
+        annotations={COMPRESSOR: manifest.compressor} if manifest.compressor else {},
+    )
 
 
 def parse_manifest(what: str, data: bytes) -> ArtifactManifest:

@@ -9,7 +9,6 @@ each. docs/formats.md has it ("Boot profile").
 from __future__ import annotations
 
 import binascii
-import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from castoff.artifact.artifact import Blob
+from castoff.artifact.document import encode_referrer
 from castoff.artifact.keys import HostKey, PublicKey
 from castoff.errors import Invalid
-from castoff.image import media
 from castoff.image.digest import Digest
 
 __all__ = [
@@ -103,16 +102,12 @@ def profile_manifest(referrer: ProfileReferrer, *, media_type: str, size: int) -
         media_type: Of the image's manifest.
         size: Bytes of it.
     """
-    document = {
-        "schemaVersion": 2,
-        "mediaType": media.OCI_MANIFEST,
-        "artifactType": PROFILE_TYPE,
-        "config": _row(media.OCI_EMPTY, Blob(Digest.of(media.EMPTY_JSON), len(media.EMPTY_JSON))),
-        "layers": [_row(PROFILE_BLOB_TYPE, referrer.blob), _row(HOT_PACK_TYPE, referrer.hot_pack)],
-        "subject": {"mediaType": media_type, "digest": str(referrer.image), "size": size},
-        "annotations": referrer.annotations(),
-    }
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return encode_referrer(
+        PROFILE_TYPE,
+        layers=[_row(PROFILE_BLOB_TYPE, referrer.blob), _row(HOT_PACK_TYPE, referrer.hot_pack)],
+        subject={"mediaType": media_type, "digest": str(referrer.image), "size": size},
+        annotations=referrer.annotations(),
+    )
 
 
 def read_profile_referrer(annotations: Mapping[str, str]) -> ProfileReferrer:

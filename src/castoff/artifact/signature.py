@@ -9,15 +9,14 @@ that one request finds artifact and signatures.
 from __future__ import annotations
 
 import binascii
-import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from castoff.artifact.document import EMPTY, encode_referrer
 from castoff.artifact.keys import HostKey, PublicKey
 from castoff.errors import Invalid
-from castoff.image import media
 from castoff.image.digest import Digest
 
 __all__ = ["SIGNATURE_TYPE", "Signature", "is_for", "read_signature", "sign", "signature_manifest"]
@@ -75,17 +74,8 @@ def signature_manifest(signature: Signature, *, media_type: str, size: int) -> b
         media_type: Of the image's manifest.
         size: Bytes of it.
     """
-    empty = {"mediaType": media.OCI_EMPTY, "digest": str(Digest.of(media.EMPTY_JSON)), "size": len(media.EMPTY_JSON)}
-    document = {
-        "schemaVersion": 2,
-        "mediaType": media.OCI_MANIFEST,
-        "artifactType": SIGNATURE_TYPE,
-        "config": empty,
-        "layers": [empty],
-        "subject": {"mediaType": media_type, "digest": str(signature.image), "size": size},
-        "annotations": signature.annotations(),
-    }
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    subject = {"mediaType": media_type, "digest": str(signature.image), "size": size}
+    return encode_referrer(SIGNATURE_TYPE, layers=[EMPTY], subject=subject, annotations=signature.annotations())
 
 
 def is_for(annotations: Mapping[str, str], image: Digest) -> bool:
