@@ -38,7 +38,6 @@ from castoff.timeline import step
 
 __all__ = ["find_artifact"]
 
-_ACCEPT = f"{media.OCI_INDEX}, {media.OCI_MANIFEST}, {media.DOCKER_LIST}, {media.DOCKER_MANIFEST}"
 SIGNATURE_LIMIT = 64 << 10
 """Bytes of a signature's manifest; it has under 1,000."""
 MAX_FETCHED = 16
@@ -167,7 +166,7 @@ class _Search:
         """This image's signatures in the index that ``place`` leads to; none where it leads to no index."""
         path = f"manifests/{place.digest or place.tag}"
         try:
-            data, _ = await client.read(str(place), path, _ACCEPT, self.settings.max_manifest_size)
+            data, _ = await client.read(str(place), path, media.ACCEPT, self.settings.max_manifest_size)
             if place.digest is not None:
                 check(str(place), data, place.digest)
             document = decode(str(place), data)

@@ -29,7 +29,6 @@ SUFFIX: Final = "-castoff"
 OF: Final = "vnd.castoff.image"
 """Annotation of the rows of artifact and signature: the digest of the image's manifest."""
 _TAG_LIMIT = 128
-_ACCEPT = ", ".join([media.OCI_INDEX, media.OCI_MANIFEST, media.DOCKER_LIST, media.DOCKER_MANIFEST])
 
 
 def tag_of(reference: RegistryReference) -> str:
@@ -80,7 +79,7 @@ async def push_index(writer: RegistryWriter, reference: RegistryReference, publi
 
 async def _read(writer: RegistryWriter, name: str, digest: Digest | None, limit: int) -> bytes | None:
     try:
-        data, _ = await writer.client.read(f"{writer.repository}:{name}", f"manifests/{name}", _ACCEPT, limit)
+        data, _ = await writer.client.read(f"{writer.repository}:{name}", f"manifests/{name}", media.ACCEPT, limit)
     except NotFound:
         return None
     return data if digest is None else check(name, data, digest)

@@ -72,26 +72,15 @@ def show(shared: Globals, image: str, platform: Platform | None, every: bool) ->
 async def _find(shared: Globals, host: Host, reference: str, platform: Platform | None) -> _Found:
     import asyncio
 
-    from castoff.artifact.profiles import find_profile
     from castoff.artifact.trust import load_trust
     from castoff.create import opened
     from castoff.hydrate.profile_file import load_profile
-    from castoff.image.reference import parse_reference
+    from castoff.rootfs.boot_profile import published_profile
 
     async with opened(reference, platform, config=host.config, store=host.store) as (_, image):
         profile = await asyncio.to_thread(load_profile, host.store, image.digest)
         trust = await asyncio.to_thread(load_trust, host.store.state)
-        settings = host.config.artifact
-        published, notes = await find_profile(
-            image.digest,
-            parse_reference(reference),
-            host.config.image,
-            trust,
-            repositories=settings.repositories,
-            timeout=settings.find_timeout,
-        )
-    for note in notes:
-        shared.note(note)
+        published = await published_profile(image, host.providers)
     if profile is None and published is None:
         raise NotFound(f"{reference} has no boot profile yet", hint="the first lazy boot of it anywhere records one")
     runs = await asyncio.to_thread(_runs, host, profile.chunks if profile is not None else ())

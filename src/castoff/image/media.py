@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["CONFIGS", "INDEXES", "MANIFESTS", "Compression", "compression_of", "is_foreign"]
+__all__ = ["ACCEPT", "CONFIGS", "INDEXES", "MANIFESTS", "Compression", "compression_of", "is_foreign"]
 
 Compression = Literal["none", "gzip", "zstd"]
 
@@ -22,6 +22,8 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+ACCEPT = ", ".join([OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST])
+"""The header Accept of whoever takes any manifest, or index of some."""
 
 _LAYERS: dict[str, Compression] = {
     OCI_LAYER: "none",

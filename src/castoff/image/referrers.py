@@ -30,7 +30,7 @@ _IS_NEXT = re.compile(r""";\s*rel="?next"?\s*(?:[;,]|\Z)""")
 
 # docker-registry has nothing at all under a tag whose manifest is of a type that is not asked for: an image that somebody
 # put there would be taken for no list, and written over.
-_ANYTHING = ", ".join([media.OCI_INDEX, media.OCI_MANIFEST, media.DOCKER_LIST, media.DOCKER_MANIFEST])
+_ANYTHING = media.ACCEPT
 MAX_PAGES: Final = 16
 MAX_REFERRERS: Final = 4096
 """Referrers of one image that are looked at, over all pages."""

@@ -33,7 +33,6 @@ __all__ = ["RegistrySource"]
 
 _T = TypeVar("_T")
 
-_ACCEPT = ", ".join([media.OCI_INDEX, media.OCI_MANIFEST, media.DOCKER_LIST, media.DOCKER_MANIFEST])
 _FEW = 2  # breaks of a transfer after which mirrors are left out
 
 
@@ -99,7 +98,7 @@ class RegistrySource:
         """The digest that the tag has now; None where the registry does not tell (the header is optional)."""
 
         async def ask(client: RegistryClient) -> Digest | None:
-            path, headers = f"manifests/{self._reference.tag}", {"Accept": _ACCEPT}
+            path, headers = f"manifests/{self._reference.tag}", {"Accept": media.ACCEPT}
             async with await client.open(str(self._reference), "HEAD", path, headers, client.backoff()) as response:
                 return _read_header(response.headers.get("Docker-Content-Digest"))
 
@@ -108,7 +107,7 @@ class RegistrySource:
     async def _get_tag(self) -> Digest:
         async def ask(client: RegistryClient) -> bytes:
             data, headers = await client.read(
-                str(self._reference), f"manifests/{self._reference.tag}", _ACCEPT, self._settings.max_manifest_size
+                str(self._reference), f"manifests/{self._reference.tag}", media.ACCEPT, self._settings.max_manifest_size
             )
             told, actual = _read_header(headers.get("Docker-Content-Digest")), Digest.of(data)
             if told not in (None, actual):
@@ -125,7 +124,7 @@ class RegistrySource:
         cached = self._cache.get(digest)
         if cached is not None:
             return check(what, cached, digest, size)
-        path, accept = (f"manifests/{digest}", _ACCEPT) if kind == "manifest" else (f"blobs/{digest}", "*/*")
+        path, accept = (f"manifests/{digest}", media.ACCEPT) if kind == "manifest" else (f"blobs/{digest}", "*/*")
 
         async def ask(client: RegistryClient) -> bytes:
             data, _ = await client.read(what, path, accept, self._settings.max_manifest_size)

@@ -92,7 +92,7 @@ async def _put(client: RegistryClient, subject: Digest, index: dict[str, Any]) -
 
 async def _is_there(client: RegistryClient, row: dict[str, Any]) -> bool:
     digest = str(row["digest"])
-    headers = {"Accept": ", ".join(sorted(media.MANIFESTS | media.INDEXES))}
+    headers = {"Accept": media.ACCEPT}
     try:
         async with await client.open(digest[:80], "HEAD", f"manifests/{Digest.parse(digest)}", headers, client.backoff()):
             return True

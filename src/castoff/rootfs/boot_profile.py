@@ -22,7 +22,7 @@ from castoff.image.reference import parse_reference
 from castoff.rootfs.context import ProviderContext
 from castoff.timeline import step
 
-__all__ = ["adopted_profile"]
+__all__ = ["adopted_profile", "published_profile"]
 
 
 async def adopted_profile(image: Image, context: ProviderContext, *, stream: bool = True) -> HotPackRecord | None:
@@ -36,7 +36,7 @@ async def adopted_profile(image: Image, context: ProviderContext, *, stream: boo
     with step("rootfs.boot_profile", image=str(image.digest)) as current:
         try:
             async with asyncio.timeout(context.artifact.find_timeout):
-                published = await _find(image, context)
+                published = await published_profile(image, context)
                 if published is None:
                     return None
                 referrer = published.referrer
@@ -56,7 +56,12 @@ async def adopted_profile(image: Image, context: ProviderContext, *, stream: boo
         return None
 
 
-async def _find(image: Image, context: ProviderContext) -> PublishedProfile | None:
+async def published_profile(image: Image, context: ProviderContext) -> PublishedProfile | None:
+    """The best profile of an image that counts on this host; what does not is told as notices.
+
+    Raises:
+        Invalid: A repository of the settings is none.
+    """
     trust = await asyncio.to_thread(load_trust, context.store.state)
     settings = context.artifact
     published, notes = await find_profile(
