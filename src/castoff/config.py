@@ -18,6 +18,7 @@ from castoff.errors import Invalid, NotFound
 from castoff.hydrate.settings import HydrateSettings
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
+from castoff.lifecycle.settings import AgentSettings
 from castoff.machine.settings import MachineSettings
 from castoff.rootfs.settings import RootfsSettings
 from castoff.sources.settings import SourceSettings
@@ -51,6 +52,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     hydrate: HydrateSettings = HydrateSettings()
     vmm: VmmSettings = VmmSettings()
     machine: MachineSettings = MachineSettings()
+    agent: AgentSettings = AgentSettings()
 
 
 def default_files() -> tuple[Path, ...]:

@@ -1,0 +1,188 @@
+"""The port between a machine's lifecycle and whatever boots it.
+
+Lifecycle of what it makes: ``launch`` boots a machine and returns once its command runs; the :class:`Run` then tells the
+command's end, and is the way to it meanwhile. A run outlives the process that launched it: ``detach`` lets go of it and
+``reattach`` of a later process takes it up again, at the byte of output where the last one stopped. What a machine keeps on
+disk between two runs (a persistent rootfs, a snapshot of its memory) stays until ``discard``.
+
+The lifecycle (castoff.lifecycle.supervisor) decides when; the launcher knows how, and nothing of states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from castoff.lifecycle.config import MachineConfig
+from castoff.machine.model import MachineId
+from castoff.vmm.guest import GuestFile
+
+__all__ = ["ExecRequest", "ExecResult", "Launch", "Launcher", "ProcessStat", "Run", "RunExit", "Suspendable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One boot of a machine.
+
+    Attributes:
+        machine: Its id.
+        name: Its name, and host name unless the configuration has one.
+        app: The app that it belongs to.
+        version: The configuration's version: a ULID.
+        config: What it shall run, and how.
+        env: Variables on top of the image's and under ``config.env``: the app's secrets, FLY_* and CASTOFF_*.
+        files: Written into the root filesystem before the command starts: ``config.files``, with their secrets looked up.
+        volumes: For each of ``config.mounts``, in order: the file or block device that holds the volume.
+        fresh: Whether the root filesystem begins anew; else it goes on as the last run left it, where it is still here.
+    """
+
+    machine: MachineId
+    name: str
+    app: str
+    version: str
+    config: MachineConfig
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[GuestFile, ...] = ()
+    volumes: tuple[str, ...] = ()
+    fresh: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunExit:
+    """How a run ended.
+
+    Attributes:
+        code: The command's exit code, 128 + ``signal`` where a signal ended it; -1: the machine was lost without one.
+        signal: The signal, or 0.
+        out_of_memory: The guest's kernel killed a process for want of memory.
+        message: Why there was no command, or how the machine was lost; empty otherwise.
+    """
+
+    code: int
+    signal: int = 0
+    out_of_memory: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecRequest:
+    """A command to execute in a running guest.
+
+    Attributes:
+        argv: Its words.
+        stdin: What it reads.
+        env: Variables on top of the machine's.
+        timeout: Seconds; then it is killed.
+        limit: Bytes of each output stream that are kept; the rest is thrown away.
+    """
+
+    argv: tuple[str, ...]
+    stdin: bytes = b""
+    env: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 60.0
+    limit: int = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult:
+    """How it ended, and what it wrote."""
+
+    exit_code: int
+    exit_signal: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessStat:
+    """A process of a guest. Times in clock ticks (proc(5)), ``rss`` in bytes, ``cpu`` in percent of one CPU since its start."""
+
+    pid: int
+    stime: int
+    rtime: int
+    cpu: int
+    rss: int
+    command: str
+    directory: str
+
+
+class Run(Protocol):
+    """A machine that runs."""
+
+    async def wait(self) -> RunExit:
+        """Waits for its end: the command's and then the VMM's. Any number of callers. Never raises for how it ended."""
+        ...
+
+    async def stop(self, signal: int, grace: float) -> None:
+        """Sends ``signal`` to the command, kills the machine ``grace`` seconds later; returns at its end."""
+        ...
+
+    async def kill(self) -> None:
+        """Ends it now. Idempotent."""
+        ...
+
+    async def signal(self, number: int) -> None:
+        """Sends a signal to its command."""
+        ...
+
+    async def execute(self, request: ExecRequest) -> ExecResult:
+        """Executes a command beside its own.
+
+        Raises:
+            Unavailable: It ended meanwhile.
+            Invalid: No process can be given that.
+        """
+        ...
+
+    async def processes(self) -> list[ProcessStat]:
+        """The guest's processes, as its kernel tells."""
+        ...
+
+    async def detach(self) -> None:
+        """Lets go of it without ending it; what it writes from now on waits for the next one."""
+        ...
+
+
+class Suspendable(Protocol):
+    """A run whose VMM can keep its memory in a file."""
+
+    async def suspend(self) -> None:
+        """Writes memory and devices down durably and ends the VMM; ``Launcher.launch`` with ``fresh`` off goes on from there.
+
+        Raises:
+            Unsupported: It cannot be done with this machine; it goes on running.
+        """
+        ...
+
+
+class Launcher(Protocol):
+    """Boots machines."""
+
+    async def resolve(self, image: str) -> str:
+        """The digest (``sha256:...``) of the image that a reference names now, for this host's platform.
+
+        Raises:
+            CastoffError: It is no reference, or there is no such image.
+        """
+        ...
+
+    async def launch(self, launch: Launch) -> Run:
+        """Boots a machine; returns once its command runs. What a failed launch made is undone.
+
+        Raises:
+            CastoffError: It could not be booted.
+        """
+        ...
+
+    async def reattach(self, launch: Launch) -> Run | None:
+        """Takes up a machine that an earlier process launched; None when it does not run."""
+        ...
+
+    async def discard(self, machine: MachineId) -> None:
+        """Ends the machine where it runs and deletes all that it has on disk. Idempotent."""
+        ...
+
+    async def machines(self) -> list[MachineId]:
+        """Those that have something on disk here, for reconciliation."""
+        ...
