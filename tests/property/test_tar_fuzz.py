@@ -18,7 +18,6 @@ from castoff.layers.pipeline import Buffer, Channel, Pipeline, Pool
 from castoff.layers.segment import STAGING, Segment
 from castoff.layers.settings import Limits
 from castoff.layers.toc import ALIGNED, BLOCK, CHUNK, Kind, Toc
-from castoff.layers.writer import Gaps
 from tar_blocks import END, header, padded, pax
 
 LIMITS = Limits(max_entries=1000, max_header=65536, max_strings=1 << 20)
@@ -37,7 +36,7 @@ def read(tar: bytes) -> tuple[Toc, bytes]:
         source.put(buffer)
     source.close()
     sink: Channel[Buffer] = pipeline.channel()
-    rows = read_layer(Blocks(source, pool), Segment(sink, Pool(pipeline, 64, STAGING), Gaps()), LIMITS)
+    rows = read_layer(Blocks(source, pool), Segment(sink, Pool(pipeline, 64, STAGING)), LIMITS)
     sink.close()
     segment = b""
     while (buffer := sink.get()) is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from castoff.errors import Invalid, LimitExceeded
 from castoff.layers.settings import Limits
-from castoff.layers.toc import ALIGNED, BLOCK, CHUNK, Kind
+from castoff.layers.toc import ALIGNED, BLOCK, CHUNK, GAPS, Kind
 from layer_reader import Row, convert_bytes, read_rows
 from oci_builder import LayerTar
 from tar_blocks import END, header, padded, pax
@@ -455,6 +455,20 @@ async def test_layout_of_the_segment(rows, tmp_path: Path) -> None:
     segment = (tmp_path / "0" / "segment").read_bytes()
     assert len(segment) == 16 * CHUNK + BLOCK
     assert not any(segment[3 * BLOCK : CHUNK])
+
+
+async def test_gaps_are_bounded(rows) -> None:
+    """What starts on a chunk does so until the gaps of the segment come to 32 MiB; then it starts on the next block."""
+    pairs = GAPS // (CHUNK - BLOCK) + 3
+    tar = LayerTar()
+    for number in range(pairs):
+        tar.file(f"s{number}", b"s").file(f"l{number}", bytes(ALIGNED))
+    found = await rows(tar.bytes())
+    starts = [row.extents[0][1] for row in found]
+    aligned = [large % (CHUNK // BLOCK) == 0 for large in starts[1::2]]
+    gaps = sum(large - small - 1 for small, large in zip(starts[::2], starts[1::2], strict=True)) * BLOCK
+    assert GAPS - CHUNK < gaps <= GAPS
+    assert aligned == [True] * (GAPS // (CHUNK - BLOCK)) + [False] * 3
 
 
 async def test_limits_of_counts(rows) -> None:

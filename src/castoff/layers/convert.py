@@ -37,7 +37,7 @@ from castoff.layers.rows import Rows
 from castoff.layers.segment import STAGING, Segment
 from castoff.layers.settings import Limits
 from castoff.layers.toc import CHUNK
-from castoff.layers.writer import Gaps, SegmentFile, translate
+from castoff.layers.writer import SegmentFile, translate
 
 __all__ = ["convert"]
 
@@ -143,8 +143,7 @@ class _Conversion:
         self._directory = directory
         self._limits = limits
         self._stream = stream
-        self._gaps = Gaps()
-        self._file = SegmentFile(directory / "segment", self._gaps, self._to_come)
+        self._file = SegmentFile(directory / "segment", self._to_come)
         self._feed = Feed(self.pipeline)
         self._pool = Pool(self.pipeline, _BUFFERS, _BUFFER)
         self._staging = Pool(self.pipeline, _STAGINGS if pack is None else _STAGINGS + HELD, STAGING)
@@ -249,7 +248,7 @@ class _Conversion:
         """Reads the tar and assembles the segment; a broken tar, too, is blamed only when the digests were right."""
         blocks = Blocks(self._to_parse, self._pool)
         try:
-            self._rows = read_layer(blocks, Segment(self._to_hash, self._staging, self._gaps), self._limits)
+            self._rows = read_layer(blocks, Segment(self._to_hash, self._staging), self._limits)
         except LimitExceeded:
             raise
         except Invalid:

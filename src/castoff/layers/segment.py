@@ -1,7 +1,8 @@
 """The layout of a segment, and the buffers in which it grows.
 
 Files lie in tar order, each padded with zeros to a block; one of 1 MiB or more starts on a chunk boundary, and
-the gap before it is zeros too. So the segment is a function of the uncompressed tar alone.
+the gap before it is zeros too, as long as all gaps together stay within a bound. So the segment is a function of the
+uncompressed tar alone.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 from castoff.layers.blocks import Blocks
 from castoff.layers.pipeline import Buffer, Channel, Pool
 from castoff.layers.sparse import Regions
-from castoff.layers.toc import ALIGNED, BLOCK, CHUNK
-from castoff.layers.writer import Gaps
+from castoff.layers.toc import ALIGNED, BLOCK, CHUNK, GAPS
 
 __all__ = ["STAGING", "Segment"]
 
@@ -24,10 +24,10 @@ Extents = list[tuple[int, int, int]]
 class Segment:
     """Assembles the segment in buffers from ``pool`` and passes each on through ``channel`` when it is full."""
 
-    def __init__(self, channel: Channel[Buffer], pool: Pool, gaps: Gaps) -> None:
+    def __init__(self, channel: Channel[Buffer], pool: Pool) -> None:
         self._channel = channel
         self._pool = pool
-        self._gaps = gaps
+        self._gaps = 0
         self._buffer: Buffer | None = None
         self._view = memoryview(b"")
         self._fill = STAGING
@@ -127,9 +127,9 @@ class Segment:
 
     def _align(self) -> None:
         rest = -self._fill % CHUNK
-        if rest:
+        if rest and self._gaps + rest <= GAPS:
             fill = self._fill
-            self._gaps.add(self._base + fill, rest)
+            self._gaps += rest
             self._view[fill : fill + rest] = _ZEROS[:rest]
             self._fill = fill + rest
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ALIGNED", "BLOCK", "CHUNK", "Kind", "Toc"]
+__all__ = ["ALIGNED", "BLOCK", "CHUNK", "GAPS", "Kind", "Toc"]
 
 BLOCK = 4096
 """Bytes in a block: files start on one in a segment, and it is the ext4 block size."""
@@ -24,6 +24,9 @@ CHUNK = 256 * 1024
 ALIGNED = 4 * CHUNK
 """Bytes from which on a file starts on a chunk in its segment, so that its chunks depend on its contents alone. For smaller
 files the gaps would cost more than what their few whole chunks can share: 3 % of an image of Python wheels, against 1 %."""
+
+GAPS = 32 << 20
+"""Bytes that all gaps before aligned files of one segment may take: what they cost is bounded, however large the layer."""
 
 
 class Kind(enum.IntEnum):

@@ -2,18 +2,14 @@
 
 The clone of a rootfs costs 15 to 20 us for each extent of its segments (docs/formats.md), so space is reserved in large
 steps before it is written, and zeros are written too unless a run of them is so long that its hole pays for the extent.
-Of the gaps before aligned files the largest become holes at the end, one for each 64 MiB over 2 GiB of a segment: below,
-all gaps together are small, and a clone takes as long as that of a small image.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import heapq
 import os
 from collections.abc import Callable
-from operator import itemgetter
 from pathlib import Path
 
 from blake3 import blake3
@@ -23,32 +19,15 @@ from castoff.layers.allocate import punch, reserve
 from castoff.layers.pipeline import Buffer, Channel, Pool
 from castoff.layers.toc import BLOCK, CHUNK
 
-__all__ = ["Gaps", "SegmentFile"]
+__all__ = ["SegmentFile"]
 
 _HOLE = 64 << 20
 """Bytes of zeros in a row that are worth a hole: at most one extent more for each 64 MiB."""
-_NO_HOLES = 2 << 30
-"""Bytes of a segment whose gaps are not worth a hole."""
 _STEP = 64 << 20
 """Bytes reserved at a time, if so many are to come."""
 _LEAST_STEP = 2 << 20
 _ZEROS = memoryview(bytes(CHUNK))
 _ZERO_DIGEST = blake3(_ZEROS).digest()
-
-
-class Gaps:
-    """The gaps before files that start on a chunk boundary."""
-
-    def __init__(self) -> None:
-        self._gaps: list[tuple[int, int]] = []
-
-    def add(self, start: int, count: int) -> None:
-        """There are ``count`` bytes of gap from byte ``start`` of the segment; both are multiples of a block."""
-        self._gaps.append((start, count))
-
-    def holes(self, size: int) -> list[tuple[int, int]]:
-        """Start and length of those that are worth an extent in a segment of ``size`` bytes, the largest."""
-        return heapq.nlargest(max(0, size - _NO_HOLES) // _HOLE, self._gaps, key=itemgetter(1))
 
 
 class SegmentFile:
@@ -59,13 +38,11 @@ class SegmentFile:
 
     Args:
         path: The file; it may not exist.
-        gaps: What the segment's assembler tells of its gaps.
         to_come: Told the bytes that are written, estimates how many more will be.
     """
 
-    def __init__(self, path: Path, gaps: Gaps, to_come: Callable[[int], int]) -> None:
+    def __init__(self, path: Path, to_come: Callable[[int], int]) -> None:
         self._path = path
-        self._gaps = gaps
         self.digests = bytearray()
         self.zero = bytearray()
         self.size = 0
@@ -107,8 +84,7 @@ class SegmentFile:
             while (buffer := channel.get()) is not None:
                 self._take(buffer)
                 pool.give(buffer)
-            for start, count in [(self.size - self._zeros, self._zeros), *self._gaps.holes(self.size)]:
-                self._punch(start, count)
+            self._punch(self.size - self._zeros, self._zeros)
             os.ftruncate(self._descriptor, self.size)
             os.ftruncate(self._descriptor, self.size)  # gives back what was reserved, which growing (by zeros) does not
             os.fsync(self._descriptor)
