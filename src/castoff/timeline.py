@@ -73,11 +73,13 @@ class Timeline:
     Args:
         origin: ``time.monotonic()`` of second zero; now, by default. The CLI passes the start of its own process.
         observers: Told of each step's start and end.
+        limit: Steps that are kept; of later ones nothing is. For those who keep many timelines, or long ones.
     """
 
-    def __init__(self, *, origin: float | None = None, observers: Sequence[Observer] = ()) -> None:
+    def __init__(self, *, origin: float | None = None, observers: Sequence[Observer] = (), limit: int | None = None) -> None:
         self.origin = time.monotonic() if origin is None else origin
         self.steps: list[Step] = []
+        self._limit = limit
         self._observers = tuple(observers)
         self._lock = threading.Lock()
 
@@ -89,6 +91,20 @@ class Timeline:
         """Starts a step that ``end`` ends; prefer :func:`step`."""
         with self._lock:
             step = Step(len(self.steps), parent, name, self.now(), total=total, attributes=attributes)
+            self.steps.append(step)
+        for observer in self._observers:
+            observer.on_step(step)
+        return step
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no further step."""
+        return self._limit is not None and len(self.steps) >= self._limit
+
+    def add(self, name: str, started: float, ended: float, *, parent: int | None = None, **attributes: Any) -> Step:
+        """A step that is over already, which somebody else has timed. Seconds since the origin."""
+        with self._lock:
+            step = Step(len(self.steps), parent, name, started, ended, "complete", attributes=attributes)
             self.steps.append(step)
         for observer in self._observers:
             observer.on_step(step)
@@ -127,7 +143,7 @@ def recording(timeline: Timeline) -> Iterator[Timeline]:
 def step(name: str, *, total: int | None = None, **attributes: Any) -> Iterator[Step]:
     """Times the block as one step of the current timeline; an exception marks it failed and goes on."""
     timeline = _timeline.get()
-    if timeline is None:
+    if timeline is None or timeline.is_full:
         yield Step(0, None, name, 0.0, total=total, attributes=attributes)
         return
     current = timeline.begin(name, parent=_parent.get(), total=total, **attributes)

@@ -25,3 +25,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Slug of the one organization that apps belong to."""
     rootfs_directories: tuple[Path, ...] = ()
     """Directories of prepared root filesystems that ``config.rootfs.file`` may name; none: it is refused."""
+    hosts: tuple[str, ...] = ()
+    """DNS names under which browsers may ask for the page and for ``/metrics``; addresses and ``localhost`` always may. Others
+    are refused: a foreign page whose name was pointed at this host must not read it."""
+    otlp_endpoint: str = ""
+    """Base URL of an OpenTelemetry collector, ``http://127.0.0.1:4318``: every create is sent there as a trace. Empty: none is."""
