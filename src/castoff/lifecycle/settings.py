@@ -29,4 +29,14 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """DNS names under which browsers may ask for the page and for ``/metrics``; addresses and ``localhost`` always may. Others
     are refused: a foreign page whose name was pointed at this host must not read it."""
     otlp_endpoint: str = ""
-    """Base URL of an OpenTelemetry collector, ``http://127.0.0.1:4318``: every create is sent there as a trace. Empty: none is."""
+    """Base URL of an OpenTelemetry collector, ``http://127.0.0.1:4318``: creates are sent there as traces. Empty: none are."""
+    request_bytes: int = 8 * 1024 * 1024
+    """Of one request's body; more is refused with 413. Files in a machine's configuration are part of it."""
+    connections: int = 4096
+    """Open connections of all clients together; more are answered 503 and closed."""
+    client_timeout: float = 30.0
+    """Within which a client has to send a request whole once it began or connected, and to take what it was answered."""
+    requests_per_second: float = 500.0
+    """Of one client address over TCP, in the long run; more is answered 429. The unix socket has no limit."""
+    request_burst: int = 2000
+    """Requests that one client address may send at once."""
