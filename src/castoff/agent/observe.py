@@ -1,0 +1,48 @@
+"""A launcher whose every launch is a create with a timeline, around another one."""
+
+from __future__ import annotations
+
+from castoff.api.creates import Creates
+from castoff.lifecycle.launcher import Launch, Launcher, Run
+from castoff.machine.model import MachineId
+from castoff.timeline import step
+
+__all__ = ["ObservedLauncher"]
+
+
+class ObservedLauncher:
+    """Implements castoff.lifecycle.launcher.Launcher.
+
+    Args:
+        launcher: Does the work.
+        creates: Is told of it.
+    """
+
+    def __init__(self, launcher: Launcher, creates: Creates) -> None:
+        self._launcher = launcher
+        self._creates = creates
+
+    async def resolve(self, image: str) -> str:
+        """See the port."""
+        with self._creates.resolving(), step("agent.resolve"):
+            return await self._launcher.resolve(image)
+
+    async def launch(self, launch: Launch) -> Run:
+        """See the port."""
+        with (
+            self._creates.launching(machine=launch.machine, app=launch.app, image=launch.config.image),
+            step("agent.launch", machine=launch.machine),
+        ):
+            return await self._launcher.launch(launch)
+
+    async def reattach(self, launch: Launch) -> Run | None:
+        """See the port."""
+        return await self._launcher.reattach(launch)
+
+    async def discard(self, machine: MachineId) -> None:
+        """See the port."""
+        await self._launcher.discard(machine)
+
+    async def machines(self) -> list[MachineId]:
+        """See the port."""
+        return await self._launcher.machines()
