@@ -138,10 +138,10 @@ def undisturbed(worker: Zygote, layout: Path, state: Path) -> tuple[str, float, 
     return digest_of(Path(answer["rootfs"])), took, answer
 
 
-def wait_for_layers(store: Store, count: int) -> None:
-    """Until so many layers are published."""
+def wait_for(what: str, count: int, store: Store) -> None:
+    """Until so many layers, or rootfs, are published."""
     deadline = time.monotonic() + 30
-    while len(list((store.root / "layers").iterdir())) < count:
+    while len(list((store.root / what).iterdir())) < count:
         assert time.monotonic() < deadline
         time.sleep(0.0005)
 
@@ -166,11 +166,16 @@ def test_fifty_kills_at_random_instants(layout: Path, tmp_path: Path, scratch_xf
         for number in range(KILLS):
             asyncio.run(store.prune())
             pid = worker.start(layout, state)
-            if number % 3 == 2:  # composing is a small part of the run, and gets its share of kills
-                wait_for_layers(store, 3)
-                time.sleep(0.01 * dice.random())
-            else:
-                time.sleep(longest * (number + dice.random()) / KILLS)  # spread over the whole run
+            match number % 4:  # each part of the run gets its share of kills, however slow the machine is just now
+                case 0:
+                    time.sleep(longest * (number + dice.random()) / KILLS)  # spread over the whole run
+                case 1:
+                    wait_for("layers", 1, store)
+                case 2:
+                    wait_for("layers", 3, store)
+                    time.sleep(0.01 * dice.random())
+                case 3:
+                    wait_for("rootfs", 1, store)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             worker.wait()
