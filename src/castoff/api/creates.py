@@ -52,8 +52,15 @@ class Create:
             "now": self.timeline.now(),
             "state": self.state,
             "error": self.error,
-            "steps": [step.to_dict() for step in list(self.timeline.steps)],
+            "steps": [_public(step) for step in list(self.timeline.steps)],
         }
+
+
+def _public(step: Step) -> dict[str, Any]:
+    """A step without what only the host's operator should know: paths, names of other machines."""
+    row = step.to_dict()
+    row["attributes"] = {key: value for key, value in step.attributes.items() if isinstance(value, (int, float))}
+    return row
 
 
 class CreateSink(Protocol):
