@@ -212,6 +212,23 @@ def test_an_artifact_by_a_key_that_is_not_trusted_is_as_if_it_were_not_there(pub
         assert is_complete(castoff)
 
 
+@pytest.mark.parametrize("front", ["fanotify", "fuse"])
+def test_a_hydrator_that_cannot_start_fails_no_create_that_need_not_be_lazy(
+    published: Published, kernels: Path, front: str
+) -> None:
+    """The artifact counts and its layers have begun when that shows: auto converts, and says so; always refuses."""
+    with stranger(kernels, published, **{"rootfs.front": front}) as castoff:
+        (castoff.state / "hydrate").write_text("no directory")
+        refused = castoff.run("true", flags=["--lazy", "always"])
+        assert refused.returncode == 125
+        assert b"hydrator" in refused.stderr
+        done = castoff.run("sh", "-c", HASH_ALL, flags=["--lazy", "auto"])
+        assert (done.returncode, sorted(done.stdout.decode().splitlines())) == (0, hashes()), done.stderr
+        assert b"cannot start lazily" in done.stderr
+        assert is_complete(castoff)
+        assert castoff.machines == []
+
+
 def test_a_registry_that_goes_makes_the_guest_wait_and_is_told_of(
     published: Published, kernels: Path, registry: daemons.Registry, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -52,10 +53,7 @@ class LayeredProvider:
             stored = self._find(request) or await self._compose(request)
             if stored is None and (lazy := await self._lazily(request)) is not None:
                 return lazy
-            stored = stored or await self._make(request)
-            stored.touch()
-        strategy = clone_strategy(request.clone or self._context.settings.clone, self._context.store)
-        return LayeredRootfs(stored, tuple(str(layer.diff_id) for layer in request.image.layers), strategy)
+            return self._rootfs(request, stored or await self._make(request))
 
     async def release_machine(self, machine_id: str, record: MachineRootfs) -> None:
         """See castoff.rootfs.release: who fills a machine's clone lets go of it."""
@@ -63,6 +61,15 @@ class LayeredProvider:
             from castoff.rootfs.lazy import release_lazily
 
             await release_lazily(machine_id, record.state["lazy"], self._context)
+
+    def _rootfs(self, request: RootfsRequest, stored: StoredRootfs) -> LayeredRootfs:
+        stored.touch()
+        strategy = clone_strategy(request.clone or self._context.settings.clone, self._context.store)
+        return LayeredRootfs(stored, tuple(str(layer.diff_id) for layer in request.image.layers), strategy)
+
+    async def _whole(self, request: RootfsRequest) -> Rootfs:
+        """The rootfs, all of it, of which a part may have come in meanwhile."""
+        return self._rootfs(request, await self._compose(request) or await self._make(request))
 
     def _find(self, request: RootfsRequest) -> StoredRootfs | None:
         """The rootfs if it is here: a few system calls, however many layers it has."""
@@ -108,7 +115,7 @@ class LayeredProvider:
         lazy = await asyncio.to_thread(import_module, "castoff.rootfs.lazy")
         if waking is not None:
             await asyncio.gather(waking, return_exceptions=True)  # what failed fails again, where it is needed
-        rootfs: Rootfs | None = await lazy.locate_lazily(request, front, self._context, mode)
+        rootfs: Rootfs | None = await lazy.locate_lazily(request, front, self._context, mode, partial(self._whole, request))
         return rootfs
 
     def _may_be_published(self, request: RootfsRequest) -> bool:

@@ -10,6 +10,7 @@ When every layer is complete there is nothing lazy left: the next create finds t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +21,25 @@ from castoff.disk.files import created
 from castoff.disk.overlay import OverlayClone
 from castoff.errors import CastoffError, Unavailable, Unsupported
 from castoff.hydrate.client import attach, detach
-from castoff.hydrate.record import CLONE, FrontKind, HotPackRecord, LazyLayer, LazyRecord, write_record
+from castoff.hydrate.record import (
+    CLONE,
+    EVENTS,
+    LOG,
+    MAP,
+    RECORD,
+    STATE,
+    FrontKind,
+    HotPackRecord,
+    LazyLayer,
+    LazyRecord,
+    write_record,
+)
 from castoff.image.image import Image
 from castoff.rootfs.boot_profile import adopted_profile
 from castoff.rootfs.composition import compose_layers, layer_tables
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.holes import write_with_holes
-from castoff.rootfs.provider import RootfsRequest
+from castoff.rootfs.provider import Rootfs, RootfsRequest
 from castoff.rootfs.remote import RemoteLayer, begin_layers
 from castoff.rootfs.settings import Lazy
 from castoff.rootfs.size import default_size
@@ -54,6 +67,8 @@ class LazyRootfs:
     front: FrontKind
     hot_pack: HotPackRecord | None
     context: ProviderContext
+    whole: Callable[[], Awaitable[Rootfs]] | None
+    """Makes all of it, where nothing can be served after all; None: then a create fails."""
     provider: str = "layered"
 
     async def clone(self, machine_id: str, directory: Path) -> list[Drive]:
@@ -67,7 +82,14 @@ class LazyRootfs:
         }
         write_machine_rootfs(directory, MachineRootfs(provider=self.provider, layers=layers, state=state))
         path = await uninterrupted(self._compose, directory)
-        attached = await attach(self.context.store.state, directory)
+        try:
+            attached = await attach(self.context.store.state, directory)
+        except CastoffError as error:
+            if self.whole is None:
+                raise
+            self.context.notice(f"{self.image.reference} cannot start lazily: {error}")
+            await self._give_up(machine_id, directory)
+            return await (await self.whole()).clone(machine_id, directory)
         if self.front is FrontKind.FANOTIFY:
             return [Drive(Role.ROOT, path, read_only=False, direct=True, inherit=attached.descriptors)]
         from castoff.hydrate.fuse import BASE
@@ -82,6 +104,13 @@ class LazyRootfs:
     async def release(self, machine_id: str) -> None:
         """The hydrator lets go of the machine's clone."""
         await release_lazily(machine_id, self.front, self.context)
+
+    async def _give_up(self, machine_id: str, directory: Path) -> None:
+        """Nothing was served, so nobody has the clone open: the directory is as it was before."""
+        await uninterrupted((directory / RECORD).unlink)  # first: a hydrator that comes late goes by it
+        await self.release(machine_id)
+        for name in (CLONE, MAP, STATE, LOG, EVENTS):
+            await uninterrupted((directory / name).unlink, True)
 
     def _compose(self, directory: Path) -> Path:
         with timeline.step("rootfs.lazy", size=self.size, layers=len(self.layers)) as step:
@@ -111,7 +140,13 @@ class LazyRootfs:
         )
 
 
-async def locate_lazily(request: RootfsRequest, front: FrontKind, context: ProviderContext, mode: Lazy) -> LazyRootfs | None:
+async def locate_lazily(
+    request: RootfsRequest,
+    front: FrontKind,
+    context: ProviderContext,
+    mode: Lazy,
+    whole: Callable[[], Awaitable[Rootfs]],
+) -> LazyRootfs | None:
     """The image's rootfs, to be filled while machines run; None where it is to be made whole first.
 
     Args:
@@ -119,6 +154,7 @@ async def locate_lazily(request: RootfsRequest, front: FrontKind, context: Provi
         front: How this host serves what is not here (castoff.rootfs.front).
         context: The store, the settings, how to reach registries.
         mode: ``auto``: whatever is in the way is told of and leads to None; ``always``: it raises.
+        whole: Makes all of it first, where ``auto`` finds out only when a machine's clone is to be served that it cannot be.
 
     Raises:
         NoArtifact: There is none that counts, and must be.
@@ -126,7 +162,7 @@ async def locate_lazily(request: RootfsRequest, front: FrontKind, context: Provi
     """
     with timeline.step("rootfs.lazy", image=request.image.reference) as step:
         try:
-            return await _locate(request, front, context)
+            return await _locate(request, front, context, None if mode is Lazy.ALWAYS else whole)
         except CastoffError as error:
             if mode is Lazy.ALWAYS:
                 raise
@@ -136,7 +172,9 @@ async def locate_lazily(request: RootfsRequest, front: FrontKind, context: Provi
             return None
 
 
-async def _locate(request: RootfsRequest, front: FrontKind, context: ProviderContext) -> LazyRootfs:
+async def _locate(
+    request: RootfsRequest, front: FrontKind, context: ProviderContext, whole: Callable[[], Awaitable[Rootfs]] | None
+) -> LazyRootfs:
     profile = asyncio.create_task(adopted_profile(request.image, context))
     try:
         artifact = await trusted_artifact(request.image, context)
@@ -149,7 +187,7 @@ async def _locate(request: RootfsRequest, front: FrontKind, context: ProviderCon
     layers = tuple(remote[layer.diff_id] for layer in request.image.layers)
     size = request.size or default_size(context.settings, sum(layer.index.segment_size for layer in layers))
     await context.store.keep_to_limit()  # a layer that begins has its room reserved
-    return LazyRootfs(request.image, artifact, layers, size, front, hot_pack, context)
+    return LazyRootfs(request.image, artifact, layers, size, front, hot_pack, context, whole)
 
 
 async def release_lazily(machine_id: str, front: str, context: ProviderContext) -> None:
