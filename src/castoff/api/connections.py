@@ -12,7 +12,7 @@ from typing import Final
 
 __all__ = ["Connections"]
 
-_FULL_BODY: Final = b'{"error":"too many open connections","status":"unavailable"}'
+_FULL_BODY: Final = b'{"error":"too many open connections","status":"unknown","code":"unavailable"}'
 _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
     b"content-length: %d\r\n\r\n%s" % (len(_FULL_BODY), _FULL_BODY)

@@ -1,4 +1,4 @@
-"""One failure, as clients of the Machines API expect it: a status, and ``{"error", "status", "message"?}``.
+"""One failure, as clients of the Machines API expect it: a status, and ``{"error", "status", "code", "message"?}``.
 
 fly-go shows ``message`` where there is one and ``error`` otherwise, and flyctl looks for words in what it shows; so ``message``
 is the whole text with its hint, and begins with ``error``.
@@ -37,13 +37,15 @@ class Refusal(Invalid):
     Args:
         what: The text.
         http: The status code.
-        status: The word in the answer's ``status``.
+        word: The answer's ``code``.
+        status: The answer's ``status``.
         retry_after: Seconds after which to try again; 0: no word about it.
     """
 
-    def __init__(self, what: str, *, http: int, status: str = "unknown", retry_after: int = 0, hint: str = "") -> None:
+    def __init__(self, what: str, *, http: int, word: str, status: str = "unknown", retry_after: int = 0, hint: str = "") -> None:
         super().__init__(what, hint=hint)
         self.http = http
+        self.word = word
         self.status = status
         self.retry_after = retry_after
 
@@ -66,18 +68,18 @@ def status_of(error: CastoffError) -> int:
 
 def error_document(error: CastoffError) -> dict[str, Any]:
     """The answer's body."""
-    document = {"error": error.what, "status": getattr(error, "status", None) or _status_word(error)}
+    document = {"error": error.what, "status": _status_word(error), "code": str(getattr(error, "word", error.code))}
     if error.hint:
         document["message"] = str(error)
     return document
 
 
 def _status_word(error: CastoffError) -> str:
-    if isinstance(error, NotServed):
-        return "not_implemented"
+    """One of the few words that the description has: clients made from it know no others. ``code`` says more."""
     if error.code is Code.NO_SPACE:
-        return "insufficient_capacity"  # the one word that flyctl acts on: it tells its user to try elsewhere
-    return "unknown" if error.code is Code.INTERNAL else str(error.code)
+        return "insufficient_capacity"  # flyctl tells its user to try another region
+    status = getattr(error, "status", "unknown")
+    return status if isinstance(status, str) else "unknown"
 
 
 def error_answer(error: CastoffError) -> web.Response:

@@ -72,7 +72,7 @@ def rate_limits(rates: Rates) -> Callable[..., Awaitable[web.StreamResponse]]:
                 raise Refusal(
                     "too many requests from your address",
                     http=429,
-                    status="resource_exhausted",
+                    word="resource_exhausted",
                     retry_after=max(1, math.ceil(wait)),
                     hint="ask less often, or raise `agent.requests_per_second`",
                 )
