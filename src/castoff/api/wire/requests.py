@@ -36,7 +36,7 @@ class MachineBody(msgspec.Struct, frozen=True, kw_only=True):
     skip_launch: bool | None = None
     skip_service_registration: bool | None = None
     skip_secrets: bool | None = None
-    min_secrets_version: Annotated[int, Meta(ge=0, lt=2**63)] | None = None
+    min_secrets_version: Annotated[int, Meta(ge=0, le=2**62)] | None = None
     lease_ttl: _Seconds | None = None
     current_version: Name | None = None
 
