@@ -247,6 +247,7 @@ def test_a_registry_that_goes_makes_the_guest_wait_and_is_told_of(
             assert process.stdout is not None and process.stdin is not None
             try:
                 assert process.stdout.readline() == b"up\n"
+                assert sum("/referrers/" in request.path for request in proxy.seen) == 1  # artifact and profile are in one list
                 proxy.go_down()
                 process.stdin.close()
                 eventually("it is told of", lambda: b"waits for data" in (tmp_path / "said").read_bytes())

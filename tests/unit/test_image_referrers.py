@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from castoff.image.digest import Digest
 from castoff.image.endpoint import endpoints_of
 from castoff.image.media import OCI_INDEX
 from castoff.image.reference import RegistryReference
-from castoff.image.referrers import MAX_PAGES, MAX_REFERRERS, read_referrers, referrers_of, referrers_tag
+from castoff.image.referrers import MAX_PAGES, MAX_REFERRERS, ReferrerLists, read_referrers, referrers_of, referrers_tag
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Transport
 from hostile_registry import Fault, HostileRegistry, answer, only
@@ -88,6 +89,29 @@ async def test_a_registry_without_the_api_has_a_list_under_a_tag(status: int) ->
     async with client_of(registry) as client:
         found = await read_referrers(client, SUBJECT, limit=LIMIT)
     assert (found.kept_by, [one.size for one in found.rows]) == ("clients", [3])
+
+
+async def test_who_looks_for_more_than_one_thing_reads_the_list_once() -> None:
+    """At once or one after another; whose companion was cancelled, or failed, asks anew."""
+    registry = HostileRegistry()
+    registry.put(API, index(1, 2))
+    async with client_of(registry) as client:
+        lists = ReferrerLists(SUBJECT)
+        cancelled = asyncio.create_task(lists.read(client, limit=LIMIT))
+        await asyncio.sleep(0)
+        companion = asyncio.create_task(lists.read(client, limit=LIMIT))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        found = [await companion, await lists.read(client, limit=LIMIT)]
+        assert [[row.size for row in one.rows] for one in found] == [[1, 2]] * 2
+        again = ReferrerLists(SUBJECT)
+        before = len(registry.paths())
+        await asyncio.gather(*(again.read(client, limit=LIMIT) for _ in range(5)))
+        assert len(registry.paths()) == before + 1
+        failing = ReferrerLists(SUBJECT)
+        with pytest.raises(LimitExceeded):
+            await failing.read(client, limit=10)
+        assert len((await failing.read(client, limit=LIMIT)).rows) == 2
 
 
 async def test_a_page_for_people_is_no_list() -> None:

@@ -30,7 +30,7 @@ from castoff.image.endpoint import endpoints_of
 from castoff.image.image import Image
 from castoff.image.manifest import Index, decode
 from castoff.image.reference import Reference, RegistryReference
-from castoff.image.referrers import Referrer, annotated, read_referrers, referrers_of
+from castoff.image.referrers import Referrer, ReferrerLists, annotated, referrers_of
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Transport
 from castoff.image.verify import check
@@ -58,6 +58,7 @@ async def find_artifact(
     *,
     repositories: Sequence[str] = (),
     timeout: float = 10.0,
+    lists: ReferrerLists | None = None,
 ) -> tuple[Artifact | None, list[str]]:
     """Looks for an artifact of ``image`` that a trusted key signed.
 
@@ -68,6 +69,7 @@ async def find_artifact(
         trust: Whose artifacts count (:func:`castoff.artifact.trust.load_trust`).
         repositories: Central repositories, ``HOST[:PORT]/PATH``.
         timeout: Seconds that any one repository may take.
+        lists: What refers to the image, for who looks for more than its artifact.
 
     Returns:
         The artifact, its signature and manifest checked, or None; and lines for people, each about something that was
@@ -80,7 +82,7 @@ async def find_artifact(
     places = places_of(reference, repositories)
     transport = Transport(settings)
     try:
-        search = _Search(image, trust, settings, transport, Keyring(settings))
+        search = _Search(image, trust, settings, transport, Keyring(settings), lists or ReferrerLists(image.digest))
         with step("artifact.find", image=str(image.digest), repositories=len(places)):
             artifact, notes = await _first([search.look(place, timeout) for place in places])
     finally:
@@ -114,6 +116,7 @@ class _Search:
     settings: ImageSettings
     transport: Transport
     keyring: Keyring
+    lists: ReferrerLists
 
     async def look(self, place: RegistryReference, timeout: float) -> _Finding:
         """Looks in one repository. Its mirrors stand for it, as with images: the first that answers decides."""
@@ -132,7 +135,7 @@ class _Search:
 
     async def _ask(self, client: RegistryClient, place: RegistryReference) -> _Finding:
         where = f"{client.endpoint.host}/{client.endpoint.repository}"
-        found = await read_referrers(client, self.image.digest, limit=self.settings.max_manifest_size)
+        found = await self.lists.read(client, limit=self.settings.max_manifest_size)
         notes = [f"{where} has more that refers to {self.image.digest} than is looked at"] if found.left_out else []
         artifact, said = await self._choose(client, await self._annotated(client, found.rows), where)
         notes += said

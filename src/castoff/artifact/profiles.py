@@ -34,7 +34,7 @@ from castoff.image.image import Layer
 from castoff.image.outgoing import OutgoingBlob
 from castoff.image.push import RegistryWriter
 from castoff.image.reference import Reference, RegistryReference
-from castoff.image.referrers import Referrer, annotated, read_referrers
+from castoff.image.referrers import Referrer, ReferrerLists, annotated
 from castoff.image.retry import Backoff
 from castoff.image.settings import ImageSettings
 from castoff.image.transfer import check_answer, range_from, transfer
@@ -117,6 +117,7 @@ async def find_profile(
     *,
     repositories: Sequence[str] = (),
     timeout: float = 10.0,
+    lists: ReferrerLists | None = None,
 ) -> tuple[PublishedProfile | None, list[str]]:
     """The best profile of an image, in its own repository and the central ones, all asked at once.
 
@@ -127,6 +128,7 @@ async def find_profile(
         trust: Whose profiles count.
         repositories: Central repositories, ``HOST[:PORT]/PATH``.
         timeout: Seconds that any one may take.
+        lists: What refers to the image, for who looks for more than its profile.
 
     Returns:
         The profile, its signature checked, or None; and lines for people about what was found and does not count.
@@ -138,12 +140,13 @@ async def find_profile(
     places = places_of(reference, repositories)
     transport = Transport(settings)
     keyring = Keyring(settings)
+    shared = lists or ReferrerLists(image)
 
     async def look(place: RegistryReference) -> tuple[PublishedProfile | None, list[str]]:
         try:
             async with asyncio.timeout(timeout):
                 client = RegistryClient(endpoints_of(place, settings)[-1], keyring, transport, settings)
-                rows = await read_profiles(client, image, limit=settings.max_manifest_size)
+                rows = await read_profiles(client, shared, limit=settings.max_manifest_size)
             return await asyncio.to_thread(choose_profile, rows, image, trust, place.name)
         except TimeoutError:
             return None, [f"{place.name} was not asked for a boot profile: no answer within {timeout:g} s"]
@@ -159,20 +162,20 @@ async def find_profile(
     return max(found, key=lambda one: one.rank, default=None), [note for _, notes in answers for note in notes]
 
 
-async def read_profiles(client: RegistryClient, image: Digest, *, limit: int) -> list[Referrer]:
+async def read_profiles(client: RegistryClient, lists: ReferrerLists, *, limit: int) -> list[Referrer]:
     """The profiles among what refers to an image in the client's repository, unchecked; none is a result, not an error.
 
     Annotations that the list does not show, as of registries from before that was asked of them, are read from the manifests.
 
     Args:
         client: The registry, and the repository.
-        image: Of the image's manifest.
-        limit: Bytes of a page of the list.
+        lists: What refers to the image.
+        limit: Bytes of a page of a list.
 
     Raises:
         Unavailable, Unauthorized, Invalid: As castoff.image.referrers.read_referrers.
     """
-    rows = [row for row in (await read_referrers(client, image, limit=limit)).rows if row.artifact_type == PROFILE_TYPE]
+    rows = [row for row in (await lists.read(client, limit=limit)).rows if row.artifact_type == PROFILE_TYPE]
     bare = [row for row in rows if not row.annotations][-_MAX_FETCHED:]  # lists grow at their end
     reading = (annotated(client, row, f"the boot profile {row.digest}", limit=_MANIFEST_LIMIT) for row in bare)
     read = {row.digest: row for row in await asyncio.gather(*reading)}

@@ -30,6 +30,7 @@ from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.digest import Digest
 from castoff.image.push import RegistryWriter
+from castoff.image.referrers import ReferrerLists
 from castoff.image.verify import check
 from castoff.layers.index import LayerIndex
 from castoff.store.builds import uninterrupted
@@ -119,7 +120,7 @@ async def share_profile(sharing: Sharing) -> PublishedProfile | None:
 async def _joined(sharing: Sharing) -> tuple[Profile | None, Profile | None]:
     """This host's profile, joined with what is published; and the latter."""
     client, image = sharing.writer.client, sharing.subject.digest
-    rows = await read_profiles(client, image, limit=_MANIFEST_LIMIT)
+    rows = await read_profiles(client, ReferrerLists(image), limit=_MANIFEST_LIMIT)
     found, _ = await asyncio.to_thread(choose_profile, rows, image, sharing.trust, sharing.writer.repository)
     if found is None:
         return await asyncio.to_thread(read_profile, sharing.root, image), None

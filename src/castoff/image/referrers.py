@@ -7,6 +7,7 @@ tag ``sha256-<hex>``. Whoever may push to a repository may add a referrer to any
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,16 @@ from castoff.image.manifest import Descriptor, decode_index, decode_json
 from castoff.image.url import Url
 from castoff.image.verify import check
 
-__all__ = ["Referrer", "Referrers", "annotated", "read_referrers", "read_tag_index", "referrers_of", "referrers_tag"]
+__all__ = [
+    "Referrer",
+    "ReferrerLists",
+    "Referrers",
+    "annotated",
+    "read_referrers",
+    "read_tag_index",
+    "referrers_of",
+    "referrers_tag",
+]
 
 _LINK = re.compile(r"<([^>]*)>([^<]*)")
 _IS_NEXT = re.compile(r""";\s*rel="?next"?\s*(?:[;,]|\Z)""")
@@ -86,6 +96,34 @@ async def read_referrers(client: RegistryClient, subject: Digest, *, limit: int)
     index = await read_tag_index(client, subject, limit=limit)
     rows = () if index is None else referrers_of(_what(subject), index)
     return Referrers(rows[:MAX_REFERRERS], "clients", left_out=len(rows) > MAX_REFERRERS)
+
+
+class ReferrerLists:
+    """Lists of what refers to one image, each read once, however many look through it.
+
+    Args:
+        subject: Of the image's manifest.
+    """
+
+    def __init__(self, subject: Digest) -> None:
+        self._subject = subject
+        self._read: dict[tuple[str, str], asyncio.Future[Referrers]] = {}
+
+    async def read(self, client: RegistryClient, *, limit: int) -> Referrers:
+        """As :func:`read_referrers`. Who comes while another reads waits for that; where it fails, or is cancelled, asks anew."""
+        place = client.endpoint.host, client.endpoint.repository
+        if (others := self._read.get(place)) is not None:
+            await asyncio.wait([others])
+            if not others.cancelled():
+                return others.result()
+        own = self._read[place] = asyncio.get_running_loop().create_future()
+        try:
+            found = await read_referrers(client, self._subject, limit=limit)
+        except BaseException:
+            own.cancel()
+            raise
+        own.set_result(found)
+        return found
 
 
 async def annotated(client: RegistryClient, row: Referrer, what: str, *, limit: int) -> Referrer:

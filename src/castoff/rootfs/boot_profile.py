@@ -19,24 +19,28 @@ from castoff.hydrate.record import HotPackRecord
 from castoff.hydrate.sharing import adopt_profile
 from castoff.image.image import Image
 from castoff.image.reference import parse_reference
+from castoff.image.referrers import ReferrerLists
 from castoff.rootfs.context import ProviderContext
 from castoff.timeline import step
 
 __all__ = ["adopted_profile", "published_profile"]
 
 
-async def adopted_profile(image: Image, context: ProviderContext, *, stream: bool = True) -> HotPackRecord | None:
+async def adopted_profile(
+    image: Image, context: ProviderContext, *, stream: bool = True, lists: ReferrerLists | None = None
+) -> HotPackRecord | None:
     """Finds the profile of an image, and makes it this host's own; its hot pack, or None where there is none to be had.
 
     Args:
         image: The image.
         context: The store, the settings, how to reach registries.
         stream: Have the hydrator begin with the hot pack: a rootfs of the image will be attached within seconds.
+        lists: What refers to the image, for who looks for more than its profile.
     """
     with step("rootfs.boot_profile", image=str(image.digest)) as current:
         try:
             async with asyncio.timeout(context.artifact.find_timeout):
-                published = await published_profile(image, context)
+                published = await published_profile(image, context, lists)
                 if published is None:
                     return None
                 referrer = published.referrer
@@ -56,7 +60,9 @@ async def adopted_profile(image: Image, context: ProviderContext, *, stream: boo
         return None
 
 
-async def published_profile(image: Image, context: ProviderContext) -> PublishedProfile | None:
+async def published_profile(
+    image: Image, context: ProviderContext, lists: ReferrerLists | None = None
+) -> PublishedProfile | None:
     """The best profile of an image that counts on this host; what does not is told as notices.
 
     Raises:
@@ -71,6 +77,7 @@ async def published_profile(image: Image, context: ProviderContext) -> Published
         trust,
         repositories=settings.repositories,
         timeout=settings.find_timeout,
+        lists=lists,
     )
     for note in notes:
         context.notice(note)

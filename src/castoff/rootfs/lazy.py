@@ -35,6 +35,7 @@ from castoff.hydrate.record import (
     write_record,
 )
 from castoff.image.image import Image
+from castoff.image.referrers import ReferrerLists
 from castoff.rootfs.boot_profile import adopted_profile
 from castoff.rootfs.composition import compose_layers, layer_tables
 from castoff.rootfs.context import ProviderContext
@@ -175,9 +176,10 @@ async def locate_lazily(
 async def _locate(
     request: RootfsRequest, front: FrontKind, context: ProviderContext, whole: Callable[[], Awaitable[Rootfs]] | None
 ) -> LazyRootfs:
-    profile = asyncio.create_task(adopted_profile(request.image, context))
+    lists = ReferrerLists(request.image.digest)
+    profile = asyncio.create_task(adopted_profile(request.image, context, lists=lists))
     try:
-        artifact = await trusted_artifact(request.image, context)
+        artifact = await trusted_artifact(request.image, context, lists)
         remote = await begin_layers([layer.diff_id for layer in request.image.layers], artifact, context)
         done, _ = await asyncio.wait({profile}, timeout=_PROFILE_PATIENCE)
         hot_pack = profile.result() if done else None

@@ -10,6 +10,7 @@ from castoff.artifact.trust import load_trust
 from castoff.errors import NotFound
 from castoff.image.image import Image
 from castoff.image.reference import parse_reference
+from castoff.image.referrers import ReferrerLists
 from castoff.rootfs.context import ProviderContext
 
 __all__ = ["NoArtifact", "trusted_artifact"]
@@ -19,8 +20,8 @@ class NoArtifact(NotFound):
     """An image has no artifact that counts on this host."""
 
 
-async def trusted_artifact(image: Image, context: ProviderContext) -> Artifact:
-    """The image's artifact, whose signature is of a key that this host trusts.
+async def trusted_artifact(image: Image, context: ProviderContext, lists: ReferrerLists | None = None) -> Artifact:
+    """The image's artifact, whose signature is of a key that this host trusts; ``lists`` as of :func:`find_artifact`.
 
     Raises:
         NoArtifact: There is none; why others do not count was told as notices.
@@ -35,6 +36,7 @@ async def trusted_artifact(image: Image, context: ProviderContext) -> Artifact:
         trust,
         repositories=settings.repositories,
         timeout=settings.find_timeout,
+        lists=lists,
     )
     for note in notes:
         context.notice(note)
