@@ -2,7 +2,7 @@
 # python3-venv, git and make to be there.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench fuzz clean distclean setup-test
+.PHONY: help setup run test check bench fuzz soak clean distclean setup-test
 BIN := .venv/bin
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
@@ -27,11 +27,14 @@ check: setup-test ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
 
-bench: setup-test ## measure against containerd, mke2fs, umoci and tar (25 minutes; QUICK=1: 3)
+bench: setup-test ## measure against containerd, mke2fs, umoci and tar (25 minutes; QUICK=1: 3, without lazy boots)
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 fuzz: setup-test ## property tests with fresh random input for 10 minutes (FUZZ_SECONDS)
 	@packaging/fuzz $(or $(FUZZ_SECONDS),600)
+
+soak: setup-test ## 200 lazy boots with faults, 50 kills of every process at random (an hour; SOAK_BOOTS, SOAK_KILLS)
+	@packaging/soak $(or $(SOAK_BOOTS),200) $(or $(SOAK_KILLS),50)
 
 clean: ## remove what runs and builds left behind (not .venv, not the cached images)
 	@packaging/unmount .state

@@ -33,16 +33,20 @@ GROUPS: dict[str, Callable[[Stage], Iterable[Row]]] = {
     "density": density.rows,
     "lazy": lazy.rows,
 }
+_LONG = {"lazy"}
+"""Groups that take longer than all others together: ``--quick`` leaves them out, where it is not told otherwise."""
 _DOCS = Path("docs/bench")
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="one round of each, no 10 GB image")
-    parser.add_argument("--only", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--quick", action="store_true", help="one round of each, no 10 GB image, no lazy boots")
+    parser.add_argument("--only", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--directory", type=Path, default=Path(f"/var/tmp/{PREFIX}{os.getpid()}"), help="scratch; must not exist")
     parser.add_argument("--results", type=Path, help="where the results go (docs/bench, if the run is a complete one)")
     arguments = parser.parse_args(words)
+    if arguments.only is None:
+        arguments.only = ",".join(name for name in GROUPS if not (arguments.quick and name in _LONG))
     unknown = set(arguments.only.split(",")) - GROUPS.keys()
     if unknown:
         parser.error(f"no group {', '.join(sorted(unknown))}")

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,13 +84,17 @@ class Zygote:
         self._state = state
         self._layer = layer
 
-    def run(self, what: str, *, kill_after: float | None = None) -> bool:
-        """Runs a worker, kills it after so many seconds; whether it came to its end."""
+    def run(self, what: str, *, kill_after: float | None = None, once: Callable[[], bool] = lambda: True) -> bool:
+        """Runs a worker, kills it so many seconds after ``once`` holds; whether it came to its end."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([what, str(self._state), str(self._layer)]) + "\n")
         self._process.stdin.flush()
         pid = int(self._line())
         if kill_after is not None:
+            deadline = time.monotonic() + 30
+            while not once():
+                assert time.monotonic() < deadline
+                time.sleep(0.0005)
             time.sleep(kill_after)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -140,6 +144,12 @@ def chunks_here(store: Store, layer: PackedLayer) -> int | None:
     return int(present.sum())
 
 
+def said_to_be_here(store: Store, layer: PackedLayer) -> int:
+    """The same by the layer's own word."""
+    found = store.layer(layer.index.diff_id)
+    return 0 if found is None else int(found.present().sum())
+
+
 def clear(store: Store, diff_id: Digest) -> None:
     from castoff.store.prune import remove_layer
 
@@ -155,9 +165,15 @@ def test_a_killed_filler_leaves_what_it_said(zygote: Zygote, store: Store, layer
     longest = time.monotonic() - began
     reached = {None: 0, "some": 0, "all": 0}
     for number in range(KILLS):
-        if number % 4 == 0:
+        before = chunks_here(store, layer)
+        if number % 4 == 0 or before == len(layer.index.zero):
             clear(store, layer.index.diff_id)
-        zygote.run("hydrate", kill_after=longest * (0.2 + dice.random()))
+            before = 0
+        if number % 4 == 0:  # anywhere
+            zygote.run("hydrate", kill_after=longest * dice.random())
+        else:  # soon after it has said that some more are here, however fast the machine is
+            once = lambda before=before: said_to_be_here(store, layer) > (before or 0)  # noqa: E731
+            zygote.run("hydrate", kill_after=0.3 * longest * dice.random(), once=once)
         here = chunks_here(store, layer)
         reached[None if here is None else "all" if here == len(layer.index.zero) else "some"] += 1
         sweep(store.root)

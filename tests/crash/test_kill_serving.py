@@ -15,6 +15,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,14 @@ import daemons
 from castoff.disk.overlay import UPPER
 from castoff.hydrate import client
 from castoff.hydrate.keeper_client import connect
-from castoff.hydrate.record import CLONE, EVENTS, FrontKind, read_record
+from castoff.hydrate.record import CLONE, EVENTS, PRESENT, STATE, FrontKind, read_record
 from hydrator_host import Host, eventually
 from packed_layer import random_files
 
 KILLS = int(os.environ.get("CASTOFF_CRASH_KILLS", "5"))
+MOST = 5
+"""Kills of one machine's hydrator: the pause before a successor grows."""
+pytestmark = pytest.mark.timeout(300 + 10 * KILLS)
 
 
 def push(registry: daemons.Registry, host: Host) -> str:
@@ -43,18 +47,27 @@ def push(registry: daemons.Registry, host: Host) -> str:
     return f"{registry.host}/lazy"
 
 
-@pytest.fixture(name="host")
-async def a_host(scratch_xfs: Path, registry: daemons.Registry) -> AsyncIterator[Host]:
-    host = await Host.make(scratch_xfs, [random_files(1, chunks=60), random_files(2, chunks=30)])
+@asynccontextmanager
+async def a_host(directory: Path, registry: daemons.Registry) -> AsyncIterator[Host]:
+    directory.mkdir(exist_ok=True)
+    host = await Host.make(directory, [random_files(1, chunks=60), random_files(2, chunks=30)])
     host.repository = push(registry, host)
-    yield host
-    for pid in processes("clone_guest", host.store.state):
-        end(pid)
-    for directory in sorted(host.store.machines.iterdir()):
-        await client.detach(host.store.state, directory.name)
-    for word in ("hydrate --state", "hydrate.keeper"):
-        for pid in processes(word, host.store.state):
+    try:
+        yield host
+    finally:
+        for pid in processes("clone_guest", host.store.state):
             end(pid)
+        for machine in sorted(host.store.machines.iterdir()):
+            await client.detach(host.store.state, machine.name)
+        for word in ("hydrate --state", "hydrate.keeper"):
+            for pid in processes(word, host.store.state):
+                end(pid)
+
+
+@pytest.fixture(name="host")
+async def _host(scratch_xfs: Path, registry: daemons.Registry) -> AsyncIterator[Host]:
+    async with a_host(scratch_xfs, registry) as host:
+        yield host
 
 
 def processes(word: str, state: Path) -> list[int]:
@@ -104,18 +117,30 @@ async def start_guest(host: Host, directory: Path, inherit: tuple[int, ...], ope
     return guest
 
 
-async def test_a_hydrator_that_is_killed_has_a_successor_that_goes_on(host: Host) -> None:
-    """Killed with -9 at random instants: the guest waits, and every byte that it sees is right, its own writes too."""
+async def test_a_hydrator_that_is_killed_has_a_successor_that_goes_on(scratch_xfs: Path, registry: daemons.Registry) -> None:
+    """Killed with -9 as it fills: the guest waits, and every byte that it sees is right, its own writes too."""
     dice = random.Random(os.environ.get("CASTOFF_CRASH_SEED", "1"))
+    killed = number = 0
+    while killed < KILLS:
+        async with a_host(scratch_xfs / str(number), registry) as host:
+            killed += await killed_as_it_fills(host, dice, min(KILLS - killed, MOST))
+        number += 1
+        assert number <= KILLS  # each machine had one at least
+
+
+async def killed_as_it_fills(host: Host, dice: random.Random, most: int) -> int:
+    """Runs a machine and kills its hydrator, at shares of the chunks that are here; how often."""
     state = host.store.state
     directory = host.machine("m1", background=False)
     attached = await client.attach(state, directory)
     guest = await start_guest(host, directory, attached.descriptors, 80)
     attached.close()
     killed = 0
-    while guest.poll() is None and killed < KILLS:
-        await asyncio.sleep(dice.random() * 0.4)
-        for pid in processes("castoff.hydrate --state", state):
+    for number in range(most):
+        least = number / MOST * 0.7
+        await eventually(lambda least=least: filled(directory) >= least or guest.poll() is not None)  # type: ignore[misc]
+        await asyncio.sleep(dice.random() * 0.02)
+        for pid in processes("castoff.hydrate --state", state) if guest.poll() is None else ():
             end(pid)
             killed += 1
         await eventually(lambda: bool(processes("castoff.hydrate --state", state)) or guest.poll() is not None)
@@ -124,6 +149,16 @@ async def test_a_hydrator_that_is_killed_has_a_successor_that_goes_on(host: Host
     assert killed
     await eventually(lambda: read_record(directory).complete)
     assert "another hydrator goes on" in (directory / EVENTS).read_text()
+    return killed
+
+
+def filled(directory: Path) -> float:
+    """The share of the machine's chunks that are here."""
+    try:
+        state = (directory / STATE).read_bytes()
+    except FileNotFoundError:
+        return 1.0  # it goes when all are
+    return state.count(PRESENT) / len(state)
 
 
 async def test_hydrator_and_keeper_both_killed_the_next_takes_back_from_the_vmm(host: Host) -> None:
