@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from castoff.lifecycle.config import MachineConfig
 from castoff.machine.model import MachineId
@@ -144,6 +144,7 @@ class Run(Protocol):
         ...
 
 
+@runtime_checkable
 class Suspendable(Protocol):
     """A run whose VMM can keep its memory in a file."""
 

@@ -19,7 +19,7 @@ STEPS: Final = (
     CREATE TABLE machines (
         id TEXT PRIMARY KEY, app TEXT NOT NULL, name TEXT NOT NULL, region TEXT NOT NULL, state TEXT NOT NULL,
         version TEXT NOT NULL, digest TEXT NOT NULL, cordoned INTEGER NOT NULL, restarts INTEGER NOT NULL,
-        wanted TEXT NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL
+        wanted TEXT NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL, started INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX machines_of_app ON machines (app);
     CREATE TABLE versions (

@@ -1,9 +1,10 @@
 """The states of a machine, and every way from one to another: the one table that allows a change of state.
 
 Names and edges are the Machines API's. A transient state is written down before it is acted on, so whoever starts after a
-crash knows what was under way, and finishes or undoes it. Lifecycle of a machine:
+crash knows what was under way, and finishes or undoes it. (`creating` and `launch_failed` are not needed here: a create is
+written down in one transaction, and a first start that fails is a start that fails.) Lifecycle of a machine:
 
-    create -> creating -> created -> starting -> started -> stopping -> stopped -> destroying -> destroyed
+    create -> created -> starting -> started -> stopping -> stopped -> destroying -> destroyed
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ __all__ = ["ACTIVE", "SETTLED", "TRANSITIONS", "State", "check_transition"]
 class State(enum.StrEnum):
     """How a machine is."""
 
-    CREATING = "creating"
     CREATED = "created"
     STARTING = "starting"
     STARTED = "started"
@@ -30,7 +30,6 @@ class State(enum.StrEnum):
     SUSPENDED = "suspended"
     RESTARTING = "restarting"
     REPLACING = "replacing"
-    LAUNCH_FAILED = "launch_failed"
     FAILED = "failed"
     DESTROYING = "destroying"
     DESTROYED = "destroyed"
@@ -44,9 +43,8 @@ ACTIVE: Final = frozenset(State) - {State.DESTROYING, State.DESTROYED}
 
 TRANSITIONS: Final = MappingProxyType(
     {
-        State.CREATING: {State.CREATED, State.LAUNCH_FAILED, State.DESTROYING},
         State.CREATED: {State.STARTING, State.REPLACING, State.DESTROYING},
-        State.STARTING: {State.STARTED, State.STOPPED, State.FAILED, State.LAUNCH_FAILED, State.DESTROYING},
+        State.STARTING: {State.STARTED, State.STOPPED, State.FAILED, State.DESTROYING},
         State.STARTED: {
             State.STOPPING,
             State.STOPPED,
@@ -60,9 +58,8 @@ TRANSITIONS: Final = MappingProxyType(
         State.STOPPED: {State.STARTING, State.REPLACING, State.DESTROYING},
         State.SUSPENDING: {State.SUSPENDED, State.STARTED, State.STOPPED, State.DESTROYING},
         State.SUSPENDED: {State.STARTING, State.STOPPING, State.REPLACING, State.DESTROYING},
-        State.RESTARTING: {State.STARTED, State.STOPPED, State.FAILED, State.STARTING, State.DESTROYING},
+        State.RESTARTING: {State.STARTED, State.STOPPED, State.FAILED, State.STARTING, State.REPLACING, State.DESTROYING},
         State.REPLACING: {State.CREATED, State.STARTING, State.STOPPED, State.DESTROYING},
-        State.LAUNCH_FAILED: {State.DESTROYING},
         State.FAILED: {State.STARTING, State.STOPPING, State.STOPPED, State.REPLACING, State.DESTROYING},
         State.DESTROYING: {State.DESTROYED},
         State.DESTROYED: set(),

@@ -1,0 +1,172 @@
+"""All machines as they are now, in memory; every change goes through here: to disk, then to whoever waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from castoff.errors import NotFound
+from castoff.lifecycle.database import Database
+from castoff.lifecycle.ids import Ulids, milliseconds
+from castoff.lifecycle.model import Change, Event, Machine, Waited, WaitTimeout
+from castoff.lifecycle.rows import KEPT_EVENTS, delete_machine, load_machines, save_machine
+from castoff.lifecycle.states import State, check_transition
+
+__all__ = ["Board"]
+
+_PENDING_CHANGES: Final = 4096
+"""Changes that a subscriber may be behind; one that is farther is dropped."""
+
+
+class Board:
+    """The machines of one agent. For one event loop.
+
+    Args:
+        database: Where they are kept.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.ulids = Ulids()
+        self._machines: dict[str, Machine] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._subscribers: set[asyncio.Queue[Change | None]] = set()
+
+    async def load(self) -> None:
+        """Reads what an earlier agent wrote."""
+        for machine in await self.database.read(load_machines):
+            self._machines[machine.id] = machine
+            for known in (machine.version, *(event.id for event in machine.events[:1])):
+                self.ulids.after(known)
+
+    def __iter__(self) -> Iterator[Machine]:
+        return iter(list(self._machines.values()))
+
+    def get(self, app: str | None, machine: str) -> Machine:
+        """One machine.
+
+        Raises:
+            NotFound: There is none, or it is of another app.
+        """
+        found = self._machines.get(machine)
+        if found is None or app not in (None, found.app):
+            raise NotFound(f"machine not found: {machine[:80]!r}", hint="list the app's machines")
+        return found
+
+    def event(self, kind: str, status: State, source: str = "flyd", request: dict[str, Any] | None = None) -> Event:
+        """An event of now."""
+        return Event(
+            id=self.ulids.next(), type=kind, status=status.value, source=source, timestamp=milliseconds(), request=request
+        )
+
+    async def add(self, machine: Machine) -> None:
+        """Writes a new machine down."""
+        await self._write(machine, None)
+
+    async def put(self, machine: str, *events: Event, **changes: Any) -> Machine:
+        """Writes a change of a machine down; returns it as it is then. All who wait look again.
+
+        Args:
+            machine: Its id.
+            events: Happened with the change, in order.
+            changes: Fields that change; ``state`` only as the table of states allows.
+
+        Raises:
+            Conflict: The table has no such change of state.
+            CastoffError: It could not be written; nothing changed.
+        """
+        return await self.change(machine, lambda _: changes, *events)
+
+    async def change(self, machine: str, changed: Callable[[Machine], Mapping[str, Any]], *events: Event) -> Machine:
+        """As :meth:`put`, with changes that depend on how the machine is then.
+
+        Args:
+            machine: Its id.
+            changed: Gives the changes; what it raises is raised, and nothing changed.
+            events: Happened with the change, in order.
+        """
+        async with self._locks.setdefault(machine, asyncio.Lock()):
+            before = self.get(None, machine)
+            changes = changed(before)
+            if "state" in changes and changes["state"] != before.state:
+                check_transition(before.id, before.state, changes["state"])
+            kept = (*reversed(events), *before.events)[:KEPT_EVENTS]
+            after = msgspec.structs.replace(before, events=kept, updated=milliseconds(), **changes)
+            await self._write(after, before)
+            return after
+
+    async def _write(self, after: Machine, before: Machine | None) -> None:
+        await self.database.write(lambda connection: save_machine(connection, after, before))
+        self._machines[after.id] = after
+        self._tell(Change(machine=after))
+
+    async def forget(self, machine: Machine) -> None:
+        """Drops a machine that was destroyed."""
+        await self.database.write(lambda connection: delete_machine(connection, machine.id))
+        self._machines.pop(machine.id, None)
+        self._locks.pop(machine.id, None)
+        self._tell(Change(machine=machine, gone=True))
+
+    async def wait(
+        self, machine: Machine, *, states: Collection[State], version: str | None, after_event: str | None, timeout: float
+    ) -> Waited:
+        """Waits until a machine is in one of ``states``.
+
+        Args:
+            machine: Which.
+            states: Those.
+            version: Only as this version of it; None: any.
+            after_event: Only by an event after this one; None: as it is already, too.
+            timeout: Seconds.
+
+        Raises:
+            WaitTimeout: It did not get there.
+            NotFound: It is gone for good.
+        """
+        woken = asyncio.Event()
+        waiting = self._waiting.setdefault(machine.id, set())
+        waiting.add(woken)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    now = self.get(None, machine.id)
+                    last = now.events[0].id if now.events else ""
+                    if now.state in states and version in (None, now.version) and last > (after_event or ""):
+                        return Waited(state=now.state, version=now.version, event_id=last)
+                    woken.clear()
+                    await woken.wait()
+        except TimeoutError as error:
+            state = self.get(None, machine.id).state
+            raise WaitTimeout(f"machine {machine.id} is currently {state}", hint="wait again") from error
+        finally:
+            waiting.discard(woken)
+            if not waiting:
+                self._waiting.pop(machine.id, None)
+
+    async def subscribe(self) -> AsyncIterator[Change]:
+        """Every change from now on; ends for whoever does not keep up: what it missed, it must look up."""
+        queue: asyncio.Queue[Change | None] = asyncio.Queue()
+        self._subscribers.add(queue)
+        try:
+            while (change := await queue.get()) is not None:
+                yield change
+        finally:
+            self._subscribers.discard(queue)
+
+    def _tell(self, change: Change) -> None:
+        for woken in self._waiting.get(change.machine.id, ()):
+            woken.set()
+        for queue in list(self._subscribers):
+            if queue.qsize() < _PENDING_CHANGES:
+                queue.put_nowait(change)
+                continue
+            self._subscribers.discard(queue)
+            with contextlib.suppress(asyncio.QueueEmpty):
+                while True:
+                    queue.get_nowait()
+            queue.put_nowait(None)

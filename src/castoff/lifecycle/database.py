@@ -1,0 +1,170 @@
+"""The agent's SQLite file: one thread writes, what is queued meanwhile is committed together.
+
+A write is acknowledged when its transaction is on disk. Two hundred creates at once are a few transactions and not two hundred:
+while one is being flushed, the next gathers. Each write has a savepoint of its own, so one that fails fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from castoff.errors import CastoffError, Internal, Invalid, NoSpace
+from castoff.lifecycle.schema import STEPS
+
+__all__ = ["Database"]
+
+T = TypeVar("T")
+
+_BATCH: Final = 512
+"""Writes in one transaction at most."""
+
+
+class Database:
+    """The file. Made by :meth:`open`."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection, reader: sqlite3.Connection) -> None:
+        self._path = path
+        self._writer = writer
+        self._reader = reader
+        self._reading = threading.Lock()
+        self._queue: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, name="database", daemon=True)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, path: Path) -> AsyncIterator[Database]:
+        """Opens the file, for its owner only; makes it where it is missing, and brings an older one up to date.
+
+        Raises:
+            Invalid: It is no database, or a newer castoff's.
+            Internal: It cannot be read or written.
+        """
+        database = await asyncio.to_thread(cls._open, path)
+        database._thread.start()
+        try:
+            yield database
+        finally:
+            database._queue.put(None)
+            await asyncio.to_thread(database._thread.join)
+            database._writer.close()
+            database._reader.close()
+
+    @classmethod
+    def _open(cls, path: Path) -> Database:
+        with _errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            writer = _connect(path)
+            _bring_up(writer, path)
+            return cls(path, writer, _connect(path))
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Does ``work`` in the writing thread; returns when what it wrote is on disk.
+
+        A caller that is cancelled does not undo it.
+
+        Raises:
+            CastoffError: The disk refused, or what ``work`` raised.
+        """
+        answer: Future[T] = Future()
+        self._queue.put((work, answer))
+        return await asyncio.wrap_future(answer)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Does ``work``, which only reads, in a thread, on what is committed."""
+
+        def locked() -> T:
+            with self._reading, _errors(self._path):
+                return work(self._reader)
+
+        return await asyncio.to_thread(locked)
+
+    def _write_all(self) -> None:
+        ends = False
+        while not ends:
+            first = self._queue.get()
+            if first is None:
+                return
+            batch = [first]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < _BATCH:
+                    following = self._queue.get_nowait()
+                    if following is None:
+                        ends = True
+                        break
+                    batch.append(following)
+            self._commit(batch)
+
+    def _commit(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], Future[Any]]]) -> None:
+        done: list[tuple[Future[Any], Any]] = []
+        try:
+            with _errors(self._path):
+                self._writer.execute("BEGIN IMMEDIATE")
+                for work, answer in batch:
+                    self._one(work, answer, done)
+                self._writer.execute("COMMIT")
+        except CastoffError as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for answer, result in done:
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(result)
+
+    def _one(self, work: Callable[[sqlite3.Connection], Any], answer: Future[Any], done: list[tuple[Future[Any], Any]]) -> None:
+        self._writer.execute("SAVEPOINT one")
+        try:
+            with _errors(self._path):
+                done.append((answer, work(self._writer)))
+        except Exception as error:  # what the caller's own code raised is the caller's
+            self._writer.execute("ROLLBACK TO one")
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(error)
+        finally:
+            self._writer.execute("RELEASE one")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _bring_up(connection: sqlite3.Connection, path: Path) -> None:
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(STEPS):
+        raise Invalid(f"{path} was written by a newer castoff (format {version})", hint="install that one, or restore a backup")
+    for number, step in enumerate(STEPS[version:], version + 1):
+        # One script, one transaction: a crash leaves the file at a step, never between two.
+        connection.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;")
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Any:
+    """Translates what SQLite and the disk say."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise NoSpace(str(path), needed=1 << 20, available=0) from error
+        raise Internal(f"{path}: {error}", hint="is its disk well, and is it yours to write?") from error
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise Invalid(f"{path} is no database", hint="move it away, or restore a backup") from error
+        raise Internal(f"{path}: {error}", hint="restore a backup where the file is damaged") from error
+    except OSError as error:
+        raise Internal(f"{path}: {error.strerror}", hint="is it yours to write?") from error

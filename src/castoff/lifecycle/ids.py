@@ -1,0 +1,43 @@
+"""ULIDs: 26 characters that sort by when they were made (https://github.com/ulid/spec)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["Ulids", "milliseconds"]
+
+_DIGITS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_RANDOM_BITS: Final = 80
+
+
+def milliseconds() -> int:
+    """Unix time."""
+    return time.time_ns() // 1_000_000
+
+
+class Ulids:
+    """Makes ULIDs, each greater than the one before, also where the clock goes back.
+
+    Args:
+        clock: Unix milliseconds.
+    """
+
+    def __init__(self, clock: Callable[[], int] = milliseconds) -> None:
+        self._clock = clock
+        self._last = 0
+
+    def next(self) -> str:
+        """The next one."""
+        fresh = self._clock() << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS - 1)
+        self._last = max(fresh, self._last + 1)
+        return "".join(_DIGITS[self._last >> shift & 31] for shift in range(125, -1, -5))
+
+    def after(self, known: str) -> None:
+        """From now on only greater ones than ``known``, one of an earlier process."""
+        number = 0
+        for letter in known:
+            number = number << 5 | _DIGITS.index(letter)
+        self._last = max(self._last, number)

@@ -1,0 +1,116 @@
+"""From what the agent knows of a machine to one boot of it: environment, files, volumes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Protocol
+
+from castoff.errors import Invalid, NotFound
+from castoff.lifecycle.config import File, MachineConfig
+from castoff.lifecycle.launcher import Launch
+from castoff.lifecycle.model import Machine
+from castoff.vmm.guest import GuestFile
+
+__all__ = ["SecretValues", "VolumeFiles", "build_launch", "check_files", "identification"]
+
+
+class SecretValues(Protocol):
+    """Knows the secrets of apps."""
+
+    async def values(self, app: str) -> Mapping[str, str]:
+        """An app's secrets, by name."""
+        ...
+
+
+class VolumeFiles(Protocol):
+    """Gives volumes to machines."""
+
+    async def attach(self, app: str, volume: str, machine: str) -> str:
+        """Reserves a volume for a machine, which has it until ``detach``; the file that holds it. Idempotent.
+
+        Raises:
+            NotFound: The app has no such volume.
+            Conflict: Another machine has it.
+        """
+        ...
+
+    async def detach(self, machine: str) -> None:
+        """Gives back all that a machine has. Idempotent."""
+        ...
+
+
+def identification(machine: Machine) -> dict[str, str]:
+    """The variables by which a machine knows itself: those of the API's own platform, and the same as castoff's."""
+    facts = {
+        "APP_NAME": machine.app,
+        "MACHINE_ID": machine.id,
+        "ALLOC_ID": machine.id,
+        "MACHINE_VERSION": machine.version,
+        "REGION": machine.region,
+        "IMAGE_REF": machine.config.image,
+        "PROCESS_GROUP": machine.metadata.get("fly_process_group", ""),
+    }
+    guest = machine.config.guest
+    facts["VM_MEMORY_MB"] = str((guest.memory_mb if guest else None) or 256)
+    return {f"{prefix}_{name}": value for prefix in ("FLY", "CASTOFF") for name, value in facts.items() if value}
+
+
+async def build_launch(machine: Machine, *, secrets: SecretValues, volumes: VolumeFiles, fresh: bool) -> Launch:
+    """What the launcher is given.
+
+    Raises:
+        NotFound: A secret or a volume that the configuration names is missing.
+        Conflict: Another machine has one of its volumes.
+    """
+    values = await secrets.values(machine.app)
+    files = [_file(file, values) for file in machine.config.files or ()]
+    paths = [await volumes.attach(machine.app, mount.volume, machine.id) for mount in machine.config.mounts or ()]
+    return Launch(
+        machine=machine.id,
+        name=machine.name,
+        app=machine.app,
+        version=machine.version,
+        config=machine.config,
+        env={**identification(machine), **values},
+        files=tuple(files),
+        volumes=tuple(paths),
+        fresh=fresh,
+    )
+
+
+def check_files(config: MachineConfig) -> None:
+    """Looks at files before anything is written down.
+
+    Raises:
+        Invalid: One has no content, or its path is relative.
+    """
+    for file in config.files or ():
+        if not file.guest_path.startswith("/"):
+            raise Invalid(f"files: guest_path {file.guest_path[:80]!r} is not absolute")
+        if file.secret_name is None:
+            _content(file)
+
+
+def _file(file: File, values: Mapping[str, str]) -> GuestFile:
+    if file.secret_name is None:
+        return GuestFile(file.guest_path, _content(file), file.mode or 0o644)
+    if file.secret_name not in values:
+        raise NotFound(f"files: the app has no secret {file.secret_name[:80]!r}", hint="set it, then start the machine")
+    # A secret that is base64 is a file of any bytes, as the API has it; another one is text.
+    value = values[file.secret_name]
+    try:
+        data = base64.b64decode(value, validate=True)
+    except binascii.Error:
+        data = value.encode()
+    return GuestFile(file.guest_path, data, file.mode or 0o600)
+
+
+def _content(file: File) -> bytes:
+    if file.raw_value is None:
+        raise Invalid(f"files: {file.guest_path[:80]!r} has neither raw_value nor secret_name")
+    try:
+        return base64.b64decode(file.raw_value, validate=True)
+    except binascii.Error as error:
+        raise Invalid(f"files: raw_value of {file.guest_path[:80]!r} is not base64") from error

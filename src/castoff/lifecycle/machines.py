@@ -1,0 +1,462 @@
+"""The machines of one agent: what the API asks for, checked, leased, and given to each machine's supervisor.
+
+Every operation that changes something runs to its end even where whoever asked has gone: a client that hangs up must not leave
+half of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal as signals
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from castoff.errors import CastoffError, Conflict, Invalid, NotFound
+from castoff.lifecycle.board import Board
+from castoff.lifecycle.config import MachineConfig, parse_config
+from castoff.lifecycle.database import Database
+from castoff.lifecycle.durations import seconds
+from castoff.lifecycle.ids import milliseconds
+from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launcher, ProcessStat
+from castoff.lifecycle.launches import SecretValues, VolumeFiles, check_files
+from castoff.lifecycle.leases import check_lease, new_lease
+from castoff.lifecycle.model import (
+    Change,
+    CheckStatus,
+    CreateRequest,
+    Event,
+    Lease,
+    LeaseHeld,
+    Machine,
+    PreconditionFailed,
+    UpdateRequest,
+    Waited,
+    WaitTimeout,
+)
+from castoff.lifecycle.restarts import period
+from castoff.lifecycle.rows import read_versions
+from castoff.lifecycle.states import ACTIVE, State
+from castoff.lifecycle.supervisor import Supervisor
+from castoff.machine.model import check_name, new_machine_id
+
+__all__ = [
+    "Change",
+    "CheckStatus",
+    "CreateRequest",
+    "Event",
+    "Lease",
+    "LeaseHeld",
+    "Machine",
+    "Machines",
+    "PreconditionFailed",
+    "UpdateRequest",
+    "WaitTimeout",
+    "Waited",
+]
+
+T = TypeVar("T")
+
+_TICK: Final = 30.0
+"""Seconds between looks at schedules and at machines that are long destroyed."""
+_REMEMBERED: Final = 24 * 3600 * 1000
+"""Milliseconds for which a destroyed machine can be listed."""
+
+
+class Machines:
+    """All machines. Made by :meth:`open`."""
+
+    def __init__(
+        self,
+        board: Board,
+        launcher: Launcher,
+        *,
+        secrets: SecretValues,
+        volumes: VolumeFiles,
+        region: str,
+        notice: Callable[[str], None],
+    ) -> None:
+        self._board = board
+        self._launcher = launcher
+        self._secrets = secrets
+        self._volumes = volumes
+        self._region = region
+        self._notice = notice
+        self._supervisors: dict[str, Supervisor] = {}
+        self._operations: set[asyncio.Task[Any]] = set()
+        self._names: set[tuple[str, str]] = set()
+        """Of machines that are being made, and are not on the board yet."""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls,
+        database: Database,
+        launcher: Launcher,
+        *,
+        secrets: SecretValues,
+        volumes: VolumeFiles,
+        region: str = "local",
+        notice: Callable[[str], None] = lambda line: None,
+    ) -> AsyncIterator[Machines]:
+        """Takes up the machines that an earlier agent left, whatever it was doing with them; lets go of all at the end.
+
+        Args:
+            database: Where they are written down.
+            launcher: Boots them.
+            secrets: Of their apps.
+            volumes: That they mount.
+            region: The one that they are in.
+            notice: Called with a line for people.
+        """
+        board = Board(database)
+        await board.load()
+        machines = cls(board, launcher, secrets=secrets, volumes=volumes, region=region, notice=notice)
+        for machine in board:
+            await machines._supervisor(machine.id).recover()
+        ticking = asyncio.create_task(machines._tick())
+        try:
+            yield machines
+        finally:
+            ticking.cancel()
+            await asyncio.gather(ticking, return_exceptions=True)
+            await asyncio.gather(*machines._operations, return_exceptions=True)
+            await asyncio.gather(*(supervisor.close() for supervisor in machines._supervisors.values()))
+
+    # --- looking ---------------------------------------------------------------------------------------------------------
+
+    def get(self, app: str | None, machine: str) -> Machine:
+        """One machine.
+
+        Raises:
+            NotFound: There is none, or it is another app's.
+        """
+        return self._board.get(app, machine)
+
+    def list(
+        self,
+        app: str | None = None,
+        *,
+        include_deleted: bool = False,
+        region: str | None = None,
+        states: Collection[State] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> Sequence[Machine]:
+        """The machines of one app, or of all; the newest last.
+
+        Args:
+            app: Which; None: all.
+            include_deleted: Destroyed ones too.
+            region: Only those there.
+            states: Only those in one of them.
+            metadata: Only those that have all of it.
+        """
+        return [
+            machine
+            for machine in self._board
+            if app in (None, machine.app)
+            and (include_deleted or machine.state in ACTIVE)
+            and region in (None, machine.region)
+            and (not states or machine.state in states)
+            and all(machine.metadata.get(key) == value for key, value in (metadata or {}).items())
+        ]
+
+    def events(self, app: str | None, machine: str, limit: int) -> Sequence[Event]:
+        """What happened to a machine, the newest first."""
+        return self.get(app, machine).events[:limit]
+
+    async def versions(self, app: str | None, machine: str) -> Sequence[tuple[str, dict[str, Any]]]:
+        """A machine's versions with their configurations, the newest first."""
+        found = self.get(app, machine)
+        return await self._board.database.read(lambda connection: read_versions(connection, found.id))
+
+    async def wait(
+        self,
+        app: str | None,
+        machine: str,
+        *,
+        states: Collection[State],
+        version: str | None = None,
+        from_event_id: str | None = None,
+        timeout: float = 60.0,
+    ) -> Waited:
+        """Waits, without polling, until a machine is in one of ``states``; see :meth:`Board.wait`.
+
+        Raises:
+            WaitTimeout: It did not get there.
+            NotFound: There is none, or it is gone for good.
+        """
+        return await self._board.wait(
+            self.get(app, machine), states=states, version=version, after_event=from_event_id, timeout=timeout
+        )
+
+    def subscribe(self) -> AsyncIterator[Change]:
+        """Every change from now on; ends for whoever does not keep up."""
+        return self._board.subscribe()
+
+    # --- changing --------------------------------------------------------------------------------------------------------
+
+    async def create(self, app: str, request: CreateRequest) -> Machine:
+        """Makes a machine; it is written down and, unless that is to be skipped, starting when this returns.
+
+        Raises:
+            Invalid: The request is broken.
+            Conflict: The app has a machine of this name.
+            CastoffError: There is no such image, or it cannot be written down.
+        """
+        return await self._whole(self._create(app, request))
+
+    async def update(self, app: str | None, machine: str, request: UpdateRequest, *, nonce: str | None = None) -> Machine:
+        """Gives a machine another configuration; one that runs goes on with it.
+
+        Raises:
+            PreconditionFailed: It has another version than the client thinks.
+            CastoffError: As :meth:`create`.
+        """
+        supervisor = self._guarded(app, machine, nonce)
+
+        async def update() -> Machine:
+            self._check(request.config)
+            digest = await self._launcher.resolve(request.config.image)
+            updated = await supervisor.update(request, digest)
+            if request.lease_ttl:
+                lease = new_lease(updated, ttl=request.lease_ttl, owner="update", description="")
+                updated = await self._board.put(machine, lease=lease)
+            return updated
+
+        return await self._whole(update())
+
+    async def start(self, app: str | None, machine: str, *, nonce: str | None = None) -> State:
+        """Starts a machine; the state that it was in."""
+        return await self._whole(self._guarded(app, machine, nonce).start())
+
+    async def stop(
+        self, app: str | None, machine: str, *, signal: int | None = None, timeout: float | None = None, nonce: str | None = None
+    ) -> None:
+        """Stops a machine: with ``signal``, and by force after ``timeout`` seconds."""
+        await self._whole(self._guarded(app, machine, nonce).stop(signal, timeout))
+
+    async def restart(
+        self,
+        app: str | None,
+        machine: str,
+        *,
+        force: bool = False,
+        signal: int | None = None,
+        timeout: float | None = None,
+        nonce: str | None = None,
+    ) -> None:
+        """Stops a machine and starts it again."""
+        await self._whole(self._guarded(app, machine, nonce).restart(force=force, signal=signal, timeout=timeout))
+
+    async def suspend(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
+        """Keeps a machine's memory, and ends its VMM.
+
+        Raises:
+            Unsupported: Its VMM cannot.
+        """
+        await self._whole(self._guarded(app, machine, nonce).suspend())
+
+    async def destroy(self, app: str | None, machine: str, *, force: bool = False, nonce: str | None = None) -> None:
+        """Ends a machine for good, with all that it has.
+
+        Raises:
+            PreconditionFailed: It runs, and ``force`` is off.
+        """
+        await self._whole(self._guarded(app, machine, nonce).destroy(force=force))
+
+    async def signal(self, app: str | None, machine: str, number: int) -> None:
+        """Sends a signal to a machine's command."""
+        await self._supervisor(self.get(app, machine).id).run.signal(number)
+
+    async def execute(self, app: str | None, machine: str, request: ExecRequest) -> ExecResult:
+        """Executes a command in a machine."""
+        return await self._supervisor(self.get(app, machine).id).run.execute(request)
+
+    async def processes(self, app: str | None, machine: str) -> Sequence[ProcessStat]:
+        """A machine's processes."""
+        return await self._supervisor(self.get(app, machine).id).run.processes()
+
+    async def cordon(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
+        """Takes a machine out of what is routed to."""
+        self._guarded(app, machine, nonce)
+        await self._whole(self._board.put(machine, cordoned=True))
+
+    async def uncordon(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
+        """Puts it back."""
+        self._guarded(app, machine, nonce)
+        await self._whole(self._board.put(machine, cordoned=False))
+
+    async def set_metadata(
+        self, app: str | None, machine: str, changes: Mapping[str, str | None], *, version: str | None = None
+    ) -> None:
+        """Sets keys of a machine's metadata; None and the empty string remove one. It makes no new version.
+
+        Raises:
+            PreconditionFailed: The machine has another version than ``version``.
+        """
+        found = self.get(app, machine)
+        if version not in (None, found.version):
+            raise PreconditionFailed(f"machine {found.id} has another version, {found.version}", hint="look again")
+
+        def changed(now: Machine) -> dict[str, Any]:
+            merged = {**now.metadata, **changes}
+            document = {**now.document, "metadata": {key: value for key, value in merged.items() if value}}
+            return {"document": document, "config": parse_config(document)}
+
+        await self._whole(self._board.change(machine, changed))
+
+    # --- leases ----------------------------------------------------------------------------------------------------------
+
+    def lease(self, app: str | None, machine: str) -> Lease:
+        """A machine's lease.
+
+        Raises:
+            NotFound: It has none.
+        """
+        lease = self.get(app, machine).lease
+        if lease is None or lease.expires <= milliseconds():
+            raise NotFound(f" lease not found: machine {machine[:80]!r} has none")
+        return lease
+
+    async def acquire_lease(self, app: str | None, machine: str, *, ttl: int, owner: str, description: str = "") -> Lease:
+        """Takes a machine's lease for ``ttl`` seconds.
+
+        Raises:
+            LeaseHeld: Somebody has it.
+        """
+        return await self._lease(app, machine, None, lambda now: new_lease(now, ttl=ttl, owner=owner, description=description))
+
+    async def refresh_lease(self, app: str | None, machine: str, *, nonce: str, ttl: int) -> Lease:
+        """Makes a lease end ``ttl`` seconds from now."""
+        expires = milliseconds() + ttl * 1000
+        held = self.lease(app, machine)
+        return await self._lease(app, machine, nonce, lambda now: msgspec.structs.replace(now.lease or held, expires=expires))
+
+    async def release_lease(self, app: str | None, machine: str, *, nonce: str) -> None:
+        """Gives a lease back.
+
+        Raises:
+            NotFound: There is none.
+            LeaseHeld: It is not this one.
+        """
+        self.lease(app, machine)
+        check_lease(self.get(app, machine), nonce)
+        await self._whole(self._board.put(machine, lease=None))
+
+    async def _lease(self, app: str | None, machine: str, nonce: str | None, make: Callable[[Machine], Lease]) -> Lease:
+        self.get(app, machine)
+
+        def changed(now: Machine) -> dict[str, Any]:
+            check_lease(now, nonce)
+            return {"lease": make(now)}
+
+        lease = (await self._whole(self._board.change(machine, changed))).lease
+        assert lease is not None
+        return lease
+
+    # --- inside ----------------------------------------------------------------------------------------------------------
+
+    async def _create(self, app: str, request: CreateRequest) -> Machine:
+        self._check(request.config)
+        id = new_machine_id()
+        name = check_name(request.name) if request.name else f"machine-{id[:8]}"
+        if (app, name) in self._names or any(other.name == name for other in self.list(app)):
+            raise Conflict(f"app {app} has a machine named {name!r}", hint="take another name, or destroy that one")
+        if request.region not in (None, "", self._region):
+            raise Invalid(f"region {str(request.region)[:40]!r} is not here", hint=f"this host is in {self._region}")
+        self._names.add((app, name))
+        try:
+            digest = await self._launcher.resolve(request.config.image)
+            machine = self._new(id, app, name, request, digest)
+            await self._board.add(machine)
+        finally:
+            self._names.discard((app, name))
+        if not request.skip_launch:
+            await self._supervisor(id).first_start()
+        return self._board.get(app, id)
+
+    def _new(self, id: Any, app: str, name: str, request: CreateRequest, digest: str) -> Machine:
+        now, version = milliseconds(), self._board.ulids.next()
+        state = State.CREATED if request.skip_launch else State.STARTING
+        events = [self._board.event("launch", State.CREATED, "user")]
+        if state == State.STARTING:
+            events.insert(0, self._board.event("start", State.STARTING, "user"))
+        machine = Machine(
+            id=id,
+            app=app,
+            name=name,
+            region=self._region,
+            state=state,
+            version=version,
+            digest=digest,
+            document=request.document,
+            config=request.config,
+            cordoned=request.skip_service_registration,
+            restarts=0,
+            wanted=State.CREATED if request.skip_launch else State.STARTED,
+            created=now,
+            updated=now,
+            events=tuple(events),
+        )
+        if request.lease_ttl:
+            lease = new_lease(machine, ttl=request.lease_ttl, owner="create", description="")
+            machine = msgspec.structs.replace(machine, lease=lease)
+        return machine
+
+    def _check(self, config: MachineConfig) -> None:
+        """Refuses, before anything is written down, what no start could do."""
+        check_files(config)
+        stop = config.stop_config
+        if stop is not None and stop.signal and stop.signal not in signals.Signals.__members__:
+            raise Invalid(f"stop_config: signal {stop.signal[:40]!r} is none", hint="write SIGTERM, SIGINT, ...")
+        if stop is not None and stop.timeout is not None:
+            seconds(stop.timeout)
+        if config.restart is not None and config.restart.policy == "spot-price":
+            raise Invalid("restart: the policy spot-price is not served", hint="no, on-failure or always")
+
+    def _guarded(self, app: str | None, machine: str, nonce: str | None) -> Supervisor:
+        found = self.get(app, machine)
+        check_lease(found, nonce)
+        return self._supervisor(found.id)
+
+    def _supervisor(self, machine: str) -> Supervisor:
+        if machine not in self._supervisors:
+            self._supervisors[machine] = Supervisor(
+                machine,
+                board=self._board,
+                launcher=self._launcher,
+                secrets=self._secrets,
+                volumes=self._volumes,
+                notice=self._notice,
+            )
+        return self._supervisors[machine]
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Does ``work`` to its end, also where whoever waits for it is cancelled."""
+        task = asyncio.create_task(work)
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
+        return await asyncio.shield(task)
+
+    async def _tick(self) -> None:
+        while True:
+            now = milliseconds()
+            for machine in self._board:
+                try:
+                    await self._look_after(machine, now)
+                except CastoffError as error:
+                    self._notice(f"machine {machine.id}: {error}")
+            await asyncio.sleep(_TICK)
+
+    async def _look_after(self, machine: Machine, now: int) -> None:
+        if machine.state == State.DESTROYED:
+            if now - machine.updated > _REMEMBERED:
+                await self._board.forget(machine)
+                await self._supervisors.pop(machine.id).close()
+            return
+        every = period(machine.config)
+        if every is not None and machine.state == State.STOPPED and now - machine.started >= every * 1000:
+            await self._supervisor(machine.id).start()

@@ -1,0 +1,118 @@
+"""Machines in the database: how they are read at the agent's start, and how each change is written."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from castoff.lifecycle.config import parse_config
+from castoff.lifecycle.model import Event, Lease, Machine
+from castoff.lifecycle.states import State
+from castoff.machine.model import MachineId
+
+__all__ = ["KEPT_EVENTS", "delete_machine", "load_machines", "read_versions", "save_machine"]
+
+KEPT_EVENTS: Final = 50
+"""Events of a machine that are kept, the newest: as many as the API gives out."""
+
+
+def load_machines(connection: sqlite3.Connection) -> list[Machine]:
+    """Every machine, with its present configuration, its events and its lease."""
+    events: dict[str, list[Event]] = {}
+    for row in connection.execute("SELECT * FROM events ORDER BY id DESC"):
+        request = None if row["request"] is None else msgspec.json.decode(row["request"])
+        event = Event(
+            id=row["id"],
+            type=row["type"],
+            status=row["status"],
+            source=row["source"],
+            timestamp=row["timestamp"],
+            request=request,
+        )
+        events.setdefault(row["machine"], []).append(event)
+    leases = {
+        row["machine"]: Lease(
+            nonce=row["nonce"],
+            owner=row["owner"],
+            description=row["description"],
+            version=row["version"],
+            expires=row["expires"],
+        )
+        for row in connection.execute("SELECT * FROM leases")
+    }
+    return list(_machines(connection, events, leases))
+
+
+def _machines(connection: sqlite3.Connection, events: dict[str, list[Event]], leases: dict[str, Lease]) -> Iterator[Machine]:
+    query = (
+        "SELECT machines.*, versions.config FROM machines"
+        " JOIN versions ON versions.machine = machines.id AND versions.version = machines.version"
+    )
+    for row in connection.execute(query):
+        document = msgspec.json.decode(row["config"])
+        yield Machine(
+            id=MachineId(row["id"]),
+            app=row["app"],
+            name=row["name"],
+            region=row["region"],
+            state=State(row["state"]),
+            version=row["version"],
+            digest=row["digest"],
+            document=document,
+            config=parse_config(document),
+            cordoned=bool(row["cordoned"]),
+            restarts=row["restarts"],
+            wanted=State(row["wanted"]),
+            created=row["created"],
+            updated=row["updated"],
+            started=row["started"],
+            events=tuple(events.get(row["id"], ())),
+            lease=leases.get(row["id"]),
+        )
+
+
+def save_machine(connection: sqlite3.Connection, machine: Machine, before: Machine | None) -> None:
+    """Writes what distinguishes ``machine`` from ``before``, its value that was written last."""
+    connection.execute(
+        "INSERT INTO machines VALUES (:id, :app, :name, :region, :state, :version, :digest, :cordoned, :restarts, :wanted,"
+        " :created, :updated, :started) ON CONFLICT (id) DO UPDATE SET state = :state, version = :version, digest = :digest,"
+        " cordoned = :cordoned, restarts = :restarts, wanted = :wanted, updated = :updated, started = :started",
+        {field: getattr(machine, field) for field in _COLUMNS},
+    )
+    if before is None or before.document is not machine.document:
+        config = msgspec.json.encode(machine.document).decode()
+        connection.execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?)", (machine.id, machine.version, config))
+    known = before.events[0].id if before is not None and before.events else ""
+    for event in reversed([event for event in machine.events if event.id > known]):
+        request = None if event.request is None else msgspec.json.encode(event.request).decode()
+        connection.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (event.id, machine.id, event.type, event.status, event.source, event.timestamp, request),
+        )
+    if len(machine.events) >= KEPT_EVENTS:
+        connection.execute("DELETE FROM events WHERE machine = ? AND id < ?", (machine.id, machine.events[-1].id))
+    if before is None or before.lease != machine.lease:
+        connection.execute("DELETE FROM leases WHERE machine = ?", (machine.id,))
+        if (lease := machine.lease) is not None:
+            row = (machine.id, lease.nonce, lease.owner, lease.description, lease.version, lease.expires)
+            connection.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?)", row)
+
+
+_COLUMNS: Final = (
+    *("id", "app", "name", "region", "state", "version", "digest", "cordoned", "restarts", "wanted", "created", "updated"),
+    "started",
+)
+
+
+def delete_machine(connection: sqlite3.Connection, machine: MachineId) -> None:
+    """Forgets a machine, with its versions, events and lease."""
+    connection.execute("DELETE FROM machines WHERE id = ?", (machine,))
+
+
+def read_versions(connection: sqlite3.Connection, machine: MachineId) -> list[tuple[str, dict[str, object]]]:
+    """A machine's versions with their configurations, the newest first."""
+    rows = connection.execute("SELECT version, config FROM versions WHERE machine = ? ORDER BY version DESC", (machine,))
+    return [(row["version"], msgspec.json.decode(row["config"])) for row in rows]

@@ -1,0 +1,78 @@
+"""The agent's database: what is acknowledged is on disk, what fails fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from castoff.errors import Invalid
+from castoff.lifecycle.database import Database
+from castoff.lifecycle.ids import Ulids
+from castoff.lifecycle.schema import STEPS
+
+
+def _app(name: str) -> str:
+    return f"INSERT INTO apps VALUES ('{name}', (SELECT count(*) FROM apps), 'personal', 'default', 0)"
+
+
+def _count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM apps").fetchone()[0])
+
+
+async def test_writes_at_once_and_one_that_fails(tmp_path: Path) -> None:
+    """200 writes queued at once are all there; the one that breaks a rule is told so and the others are kept."""
+    async with Database.open(tmp_path / "castoff.db") as database:
+        writes = [
+            database.write(lambda connection, n=number: connection.execute(_app(f"a{n}")).rowcount) for number in range(200)
+        ]
+        doubled = database.write(lambda connection: [connection.execute(_app("b")), connection.execute(_app("b"))])
+        results = await asyncio.gather(*writes, doubled, return_exceptions=True)
+        assert results[:-1] == [1] * 200
+        assert isinstance(results[-1], Exception)
+        assert await database.read(_count) == 200
+    async with Database.open(tmp_path / "castoff.db") as database:
+        assert await database.read(_count) == 200
+    assert (tmp_path / "castoff.db").stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_is_no_database_of_ours(tmp_path: Path) -> None:
+    """A file of something else, and one of a newer castoff: said so, and left as it is."""
+    other = tmp_path / "other.db"
+    other.write_bytes(b"this is no database" * 100)
+    with pytest.raises(Invalid, match="no database"):
+        async with Database.open(other):
+            pass
+    newer = tmp_path / "newer.db"
+    with sqlite3.connect(newer) as connection:
+        connection.execute(f"PRAGMA user_version = {len(STEPS) + 1}")
+    connection.close()
+    with pytest.raises(Invalid, match="newer castoff"):
+        async with Database.open(newer):
+            pass
+
+
+async def test_a_cancelled_writer_does_not_undo(tmp_path: Path) -> None:
+    """What was queued is written, whoever waits for it."""
+    async with Database.open(tmp_path / "castoff.db") as database:
+        writing = asyncio.create_task(database.write(lambda connection: connection.execute(_app("a")).rowcount))
+        await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await database.write(lambda connection: None)
+        assert await database.read(_count) in (0, 1)
+        assert await database.write(_count) == await database.read(_count)
+
+
+def test_ulids_ascend_also_when_the_clock_does_not() -> None:
+    """26 characters; each greater than the one before, and than one of an earlier process."""
+    times = iter([1000, 1000, 500, 2000, 0])
+    ulids = Ulids(lambda: next(times))
+    made = [ulids.next() for _ in range(4)]
+    assert made == sorted(set(made))
+    assert {len(ulid) for ulid in made} == {26}
+    later = Ulids(lambda: 0)
+    later.after(made[-1])
+    assert later.next() > made[-1]
