@@ -16,7 +16,7 @@ from castoff.artifact.artifact import Blob
 from castoff.artifact.keys import HostKey
 from castoff.artifact.manifest import Subject
 from castoff.artifact.profile_referrer import profile_manifest, read_profile_referrer, sign_profile
-from castoff.artifact.profiles import PublishedProfile, find_profile, open_hot_pack
+from castoff.artifact.profiles import PublishedProfile, find_profile, open_hot_pack, read_profiles
 from castoff.artifact.trust import Trust
 from castoff.errors import CastoffError, DigestMismatch
 from castoff.hydrate.hot_stream import HotPackStream
@@ -31,10 +31,12 @@ from castoff.image.endpoint import endpoints_of
 from castoff.image.media import OCI_MANIFEST
 from castoff.image.push import RegistryWriter
 from castoff.image.reference import RegistryReference
+from castoff.image.referrers import ReferrerLists
 from castoff.image.settings import ImageSettings
 from castoff.image.transport import Transport
 from castoff.layers.index import LayerIndex
 from castoff.layers.toc import CHUNK
+from faulty_proxy import Answer, faulty_proxy
 from hostile_registry import HostileRegistry, break_after, once, only
 from layer_reader import convert_bytes
 from oci_builder import Blob as Document
@@ -150,6 +152,41 @@ async def test_only_news_is_published(tmp_path: Path, registry: daemons.Registry
     assert changed is not None
     best, _ = await find(registry.host, "profiles/news", both)
     assert best == changed, "as many boots, and newer"
+
+
+async def profiles_in(host: str, repository: str) -> list[tuple[str, int]]:
+    """(key, boots) of each that is listed, and there."""
+    async with connected(host, repository) as client:
+        rows = await read_profiles(client, ReferrerLists(SUBJECT.digest), limit=1 << 20)
+        for row in rows:
+            await client.read("it", f"manifests/{row.digest}", OCI_MANIFEST, 1 << 20)
+    read = [read_profile_referrer(row.annotations) for row in rows]
+    return [(str(one.key), one.boots) for one in read]
+
+
+async def test_what_is_superseded_is_deleted(tmp_path: Path, registry: daemons.Registry) -> None:
+    """Of the same signer, manifest and entry of the list; what others signed stays, and so does what a registry keeps."""
+    one, other = await host(tmp_path / "a", MINE), await host(tmp_path / "b", STRANGER)
+    await other.boot(3, 4, at=10, id="e")
+    assert await other.share(registry.host, "profiles/old", trusting(STRANGER)) is not None
+    for at in range(4):
+        await one.boot(0, 1, 2, at=100 + at, id=f"{at:x}")
+        await one.share(registry.host, "profiles/old", trusting(MINE))
+    assert await profiles_in(registry.host, "profiles/old") == [(str(STRANGER.public), 1), (str(MINE.public), 4)]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 500, 501])
+async def test_a_registry_that_deletes_nothing_stops_nothing(tmp_path: Path, registry: daemons.Registry, status: int) -> None:
+    """The profile is published, and the old one stays."""
+    one = await host(tmp_path / "a", MINE)
+    repository = f"profiles/kept-{status}"
+    with faulty_proxy(registry.host) as proxy:
+        proxy.choose = lambda request: Answer(status) if request.method == "DELETE" else None
+        for at in range(2):
+            await one.boot(0, 1, 2, at=100 + at, id=f"{at:x}")
+            assert await one.share(proxy.host, repository, trusting(MINE)) is not None
+        assert any(request.method == "DELETE" for request in proxy.seen)
+    assert [boots for _, boots in await profiles_in(registry.host, repository)] == [1, 2]
 
 
 async def test_without_the_chunks_nothing_is_published(tmp_path: Path, registry: daemons.Registry) -> None:

@@ -50,6 +50,7 @@ __all__ = [
     "open_hot_pack",
     "push_profile",
     "read_profiles",
+    "superseded",
 ]
 
 _RETRIES = 2
@@ -180,6 +181,27 @@ async def read_profiles(client: RegistryClient, lists: ReferrerLists, *, limit: 
     reading = (annotated(client, row, f"the boot profile {row.digest}", limit=_MANIFEST_LIMIT) for row in bare)
     read = {row.digest: row for row in await asyncio.gather(*reading)}
     return [read.get(row.digest, row) for row in rows]
+
+
+def superseded(rows: Sequence[Referrer], by: PublishedProfile) -> list[Digest]:
+    """The manifests of profiles that the same key signed for the same image, of no more boots; computes, as choose_profile.
+
+    Args:
+        rows: Profiles, as a registry lists them.
+        by: The profile that was published after them.
+    """
+    found = []
+    for row in rows:
+        if row.artifact_type != PROFILE_TYPE or row.digest == by.digest:
+            continue
+        try:
+            referrer = read_profile_referrer(row.annotations)
+        except Invalid:
+            continue
+        same = referrer.key == by.referrer.key and referrer.image == by.referrer.image
+        if same and referrer.boots <= by.referrer.boots and referrer.holds():
+            found.append(row.digest)
+    return found
 
 
 async def fetch_profile(client: RegistryClient, published: PublishedProfile) -> bytes:

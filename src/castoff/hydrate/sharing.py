@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from castoff.artifact.artifact import Blob
 from castoff.artifact.keys import HostKey
 from castoff.artifact.manifest import Subject, parse_manifest
 from castoff.artifact.profile_referrer import sign_profile
-from castoff.artifact.profiles import PublishedProfile, choose_profile, fetch_profile, push_profile, read_profiles
+from castoff.artifact.profiles import PublishedProfile, choose_profile, fetch_profile, push_profile, read_profiles, superseded
 from castoff.artifact.trust import Trust
+from castoff.errors import CastoffError
 from castoff.hydrate.hotpack import HotPack, write_hot_pack
 from castoff.hydrate.profile import Profile
 from castoff.hydrate.profile_file import decode_profile, encode_profile, read_profile, update_profile
@@ -30,7 +31,7 @@ from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.digest import Digest
 from castoff.image.push import RegistryWriter
-from castoff.image.referrers import ReferrerLists
+from castoff.image.referrers import Referrer, ReferrerLists
 from castoff.image.verify import check
 from castoff.layers.index import LayerIndex
 from castoff.store.builds import uninterrupted
@@ -107,25 +108,29 @@ async def share_profile(sharing: Sharing) -> PublishedProfile | None:
     with timeline.step("hydrate.sharing", image=str(image)):
         # One process of this host at a time: the next one finds what this one published.
         async with lock(sharing.root / "locks" / f"hot-{image.hex}"):
-            own, published = await _joined(sharing)
+            own, published, rows = await _joined(sharing)
             if own is None or not is_news(own, published):
                 return None
             target = sharing.root / "tmp" / f"hot-{image.hex}.{os.urandom(4).hex()}"
             try:
-                return await _publish(sharing, own, target)
+                made = await _publish(sharing, own, target)
             finally:
                 await uninterrupted(remove, target)
+            if made is not None:
+                await _clear(sharing, rows, made)
+            return made
 
 
-async def _joined(sharing: Sharing) -> tuple[Profile | None, Profile | None]:
-    """This host's profile, joined with what is published; and the latter."""
+async def _joined(sharing: Sharing) -> tuple[Profile | None, Profile | None, Sequence[Referrer]]:
+    """This host's profile, joined with what is published; the latter; and the list that it is from."""
     client, image = sharing.writer.client, sharing.subject.digest
     rows = await read_profiles(client, ReferrerLists(image), limit=_MANIFEST_LIMIT)
     found, _ = await asyncio.to_thread(choose_profile, rows, image, sharing.trust, sharing.writer.repository)
     if found is None:
-        return await asyncio.to_thread(read_profile, sharing.root, image), None
+        return await asyncio.to_thread(read_profile, sharing.root, image), None, rows
     published = decode_profile(await fetch_profile(client, found), image)
-    return await update_profile(sharing.root, image, lambda own: published if own is None else own.join(published)), published
+    own = await update_profile(sharing.root, image, lambda own: published if own is None else own.join(published))
+    return own, published, rows
 
 
 async def _publish(sharing: Sharing, own: Profile, target: Path) -> PublishedProfile | None:
@@ -144,6 +149,20 @@ async def _publish(sharing: Sharing, own: Profile, target: Path) -> PublishedPro
     )
     subject = sharing.subject
     return await push_profile(sharing.writer, referrer, data, target, media_type=subject.media_type, size=subject.size)
+
+
+async def _clear(sharing: Sharing, rows: Sequence[Referrer], published: PublishedProfile) -> None:
+    """Deletes what this host published before, where the registry has deletion. A list that grows with each profile is asked
+    for by each create; other signers' are theirs to delete, and nothing is lost where none is deleted."""
+    image = sharing.subject.digest
+    old = await asyncio.to_thread(superseded, rows, published)
+    with timeline.step("hydrate.superseded", profiles=len(old)) as step:
+        try:
+            for digest in old:
+                if not await sharing.writer.delete_referrer(f"the boot profile of {image}", digest, subject=image):
+                    break
+        except CastoffError as error:
+            step.attributes["not"] = error.what
 
 
 def _write_gently(own: Profile, layers: Mapping[Digest, tuple[Path, LayerIndex]], target: Path) -> HotPack | None:

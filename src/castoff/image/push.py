@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from castoff.errors import DigestMismatch
+from castoff.errors import DigestMismatch, Unauthorized
 from castoff.image import media
 from castoff.image.client import RegistryClient
 from castoff.image.credentials import Keyring
@@ -20,7 +20,7 @@ from castoff.image.endpoint import endpoints_of
 from castoff.image.outgoing import OutgoingBlob
 from castoff.image.reference import RegistryReference
 from castoff.image.settings import ImageSettings
-from castoff.image.tag_schema import add_referrer
+from castoff.image.tag_schema import add_referrer, drop_referrer
 from castoff.image.transport import Transport
 from castoff.image.upload import Upload, has_blob
 
@@ -141,6 +141,32 @@ class RegistryWriter:
                 entry["annotations"] = dict(annotations)
             await add_referrer(self.client, subject, entry, limit=self._settings.max_manifest_size)
         return digest
+
+    async def delete_referrer(self, what: str, digest: Digest, *, subject: Digest) -> bool:
+        """Deletes a manifest that refers to another, where the registry lets us; many let nobody.
+
+        Args:
+            what: Names it in errors.
+            digest: The manifest's.
+            subject: The other's.
+
+        Returns:
+            Whether it is gone: False where the registry has no deletion, or not for us.
+
+        Raises:
+            Unavailable, Invalid: The registry does not answer, or what it keeps is no list.
+        """
+        refused = (400, 401, 403, 405, 501)
+        try:
+            async with await self.client.open(
+                what, "DELETE", f"manifests/{digest}", {}, self.client.backoff(), good=(200, 202, 204, 404, *refused)
+            ) as response:
+                if response.status in refused:
+                    return False
+        except Unauthorized:
+            return False
+        await drop_referrer(self.client, subject, digest, limit=self._settings.max_manifest_size)
+        return True
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -21,7 +21,7 @@ from castoff.image.digest import Digest
 from castoff.image.manifest import decode_index, decode_json
 from castoff.image.referrers import MAX_REFERRERS, read_tag_index, referrers_tag
 
-__all__ = ["add_referrer"]
+__all__ = ["add_referrer", "drop_referrer"]
 
 _TRIES = 12
 _PAUSE = 0.1
@@ -58,6 +58,20 @@ async def add_referrer(client: RegistryClient, subject: Digest, entry: dict[str,
             return
         await asyncio.sleep(random.random() * _PAUSE * 2 ** min(attempt, 5))
     raise Conflict(f"the list of what refers to {subject} is changed by others all the time", hint="publish again later")
+
+
+async def drop_referrer(client: RegistryClient, subject: Digest, digest: Digest, *, limit: int) -> None:
+    """Takes a manifest that was deleted out of the list, once: where others write at that moment, its entry leads nowhere.
+
+    Raises:
+        Invalid: What is there is no list.
+        Unauthorized, Unavailable: The registry refuses, or does not answer.
+    """
+    data = await read_tag_index(client, subject, limit=limit)
+    rows = _rows(subject, data)
+    left = [row for row in rows if row.get("digest") != str(digest)]
+    if data is not None and len(left) < len(rows):
+        await _put(client, subject, {**decode_json("the list", data, dict[str, Any]), "manifests": left})
 
 
 def _rows(subject: Digest, data: bytes | None) -> _Rows:
