@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -52,8 +52,8 @@ class Grant:
 OPERATOR: Final = Grant(name="operator")
 """Whoever can open the unix socket."""
 
-_GRANT: Final = "castoff.grant"
-"""Key in a request; web.RequestKey is younger than the oldest aiohttp that castoff takes."""
+_GRANT: Final[Any] = getattr(web, "RequestKey", web.AppKey)("castoff.grant", Grant)
+"""Key in a request. aiohttp 3.14 warns of keys that are not of its RequestKey, which older ones have not; those take any."""
 
 PUBLIC: Final = web.AppKey("castoff.public", set)
 """Canonical paths of routes that need no token, as ``request.match_info.route.resource.canonical`` gives them."""

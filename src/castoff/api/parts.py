@@ -1,0 +1,61 @@
+"""What the API is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from aiohttp import web
+
+from castoff.api.auth import Authenticator
+from castoff.api.ports import Apps, Secrets, Volumes
+from castoff.lifecycle.machines import Machines
+from castoff.lifecycle.settings import AgentSettings
+
+__all__ = ["PARTS", "ImageDescription", "ImageInfo", "Parts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDescription:
+    """What ``flyctl machine run`` asks of an image before it makes a machine of it.
+
+    Attributes:
+        reference: With its registry and digest: what goes into ``config.image``.
+        digest: ``sha256:...`` of its manifest.
+        size: Bytes of its layers as they are transferred.
+        annotations: Its manifest's.
+    """
+
+    reference: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str]
+
+
+class ImageInfo(Protocol):
+    """Knows images."""
+
+    async def describe(self, reference: str) -> ImageDescription:
+        """What an image is.
+
+        Raises:
+            CastoffError: It is no reference, or there is no such image.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The server's parts; the agent makes them, and ends them after the server."""
+
+    machines: Machines
+    apps: Apps
+    volumes: Volumes
+    secrets: Secrets
+    authenticator: Authenticator
+    images: ImageInfo
+    settings: AgentSettings
+
+
+PARTS: Final = web.AppKey("castoff.parts", Parts)

@@ -1,0 +1,191 @@
+"""What the API needs of apps, volumes and secrets; castoff.lifecycle has them. Times are Unix milliseconds, sizes bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+__all__ = ["App", "Apps", "Secret", "Secrets", "Snapshot", "Volume", "Volumes"]
+
+
+class App(Protocol):
+    """A name that machines, volumes and secrets belong to."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def network(self) -> str: ...
+
+
+class Apps(Protocol):
+    """All apps."""
+
+    def list(self) -> Sequence[App]:
+        """Every one."""
+        ...
+
+    def get(self, name: str) -> App:
+        """One.
+
+        Raises:
+            NotFound: There is none.
+        """
+        ...
+
+    async def create(self, name: str, *, organization: str, network: str) -> App:
+        """Makes one.
+
+        Raises:
+            Conflict: There is one of this name.
+            Invalid: It could not be a name.
+        """
+        ...
+
+    async def delete(self, name: str, *, force: bool) -> None:
+        """Deletes one.
+
+        Raises:
+            NotFound: There is none.
+            Conflict: It has machines or volumes, and ``force`` is off.
+        """
+        ...
+
+
+class Volume(Protocol):
+    """A filesystem of an app's that outlives its machines."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def app(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def region(self) -> str: ...
+    @property
+    def fstype(self) -> str: ...
+    @property
+    def machine(self) -> str | None: ...
+    @property
+    def snapshot_retention(self) -> int: ...
+    @property
+    def auto_backup(self) -> bool: ...
+    @property
+    def created(self) -> int: ...
+
+
+class Snapshot(Protocol):
+    """A volume as it was."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def volume_size(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def retention_days(self) -> int: ...
+    @property
+    def created(self) -> int: ...
+
+
+class Volumes(Protocol):
+    """All volumes. ``app`` None: of any app. All raise NotFound for one that is not there."""
+
+    def list(self, app: str | None = None) -> Sequence[Volume]:
+        """Those of an app."""
+        ...
+
+    def get(self, app: str | None, id: str) -> Volume:
+        """One."""
+        ...
+
+    async def create(
+        self,
+        app: str,
+        name: str,
+        *,
+        size: int | None,
+        fstype: str,
+        snapshot: str | None,
+        source: str | None,
+        snapshot_retention: int,
+        auto_backup: bool,
+    ) -> Volume:
+        """Makes one: empty, of a snapshot, or as a fork of another volume."""
+        ...
+
+    async def update(self, app: str, id: str, *, snapshot_retention: int | None, auto_backup: bool | None) -> Volume:
+        """Changes what is not None."""
+        ...
+
+    async def delete(self, app: str, id: str) -> Volume:
+        """Deletes one.
+
+        Raises:
+            Conflict: A machine has it.
+        """
+        ...
+
+    async def extend(self, app: str, id: str, size: int) -> Volume:
+        """Makes one larger.
+
+        Raises:
+            Invalid: It is that large already.
+        """
+        ...
+
+    def snapshots(self, app: str, id: str) -> Sequence[Snapshot]:
+        """Its snapshots."""
+        ...
+
+    async def snapshot(self, app: str, id: str) -> Snapshot:
+        """Takes one."""
+        ...
+
+
+class Secret(Protocol):
+    """A secret without its value."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def created(self) -> int: ...
+    @property
+    def updated(self) -> int: ...
+
+
+class Secrets(Protocol):
+    """The secrets of all apps."""
+
+    async def list(self, app: str) -> Sequence[Secret]:
+        """Those of an app."""
+        ...
+
+    async def get(self, app: str, name: str) -> Secret:
+        """One.
+
+        Raises:
+            NotFound: There is none.
+        """
+        ...
+
+    async def values(self, app: str) -> Mapping[str, str]:
+        """An app's secrets, by name."""
+        ...
+
+    async def set(self, app: str, values: Mapping[str, str | None]) -> int:
+        """Sets some and removes those that are None; the new version of the app's secrets."""
+        ...

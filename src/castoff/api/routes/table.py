@@ -1,0 +1,23 @@
+"""Every route that is served, or refused on purpose; docs/compatibility.md is checked against it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from castoff.api.routes import apps, flyctl, leases, machines, observe, organizations, secrets, unserved, volumes
+
+__all__ = ["ROUTES"]
+
+ROUTES: Final[tuple[web.RouteDef, ...]] = (
+    *apps.ROUTES,
+    *machines.ROUTES,
+    *observe.ROUTES,
+    *leases.ROUTES,
+    *volumes.ROUTES,
+    *secrets.ROUTES,
+    *organizations.ROUTES,
+    *flyctl.ROUTES,
+    *unserved.ROUTES,
+)

@@ -1,0 +1,158 @@
+"""The HTTP server: one function builds the application of its parts, one listens.
+
+connection (connections.py) -> answering: request id, errors as JSON -> rates -> authentication -> a route of routes/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final
+
+from aiohttp import web
+
+from castoff.api.auth import PUBLIC, authentication
+from castoff.api.body import CLIENT_TIMEOUT
+from castoff.api.connections import Connections
+from castoff.api.errors import Refusal, error_answer
+from castoff.api.limits import Rates, rate_limits
+from castoff.api.parts import PARTS, Parts
+from castoff.api.routes.machines import VIEWS
+from castoff.api.routes.table import ROUTES
+from castoff.api.wire.machine import MachineViews
+from castoff.errors import CastoffError, Internal
+from castoff.lifecycle.ids import Ulids
+
+__all__ = ["CONNECTIONS", "Register", "build_app", "serving"]
+
+_LOG: Final = logging.getLogger(__name__)
+_BACKLOG: Final = 1024
+
+CONNECTIONS: Final = web.AppKey("castoff.connections", Connections)
+"""The application's open connections."""
+_ULIDS: Final = web.AppKey("castoff.request_ids", Ulids)
+
+Register = Callable[[web.Application], None]
+"""Adds routes to the application before it is served; those that need no token are named in ``app[PUBLIC]``."""
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def build_app(parts: Parts, register: Sequence[Register] = ()) -> web.Application:
+    """The Machines API, and what ``register`` adds to it."""
+    settings = parts.settings
+    rates = Rates(settings.requests_per_second, settings.request_burst)
+    app = web.Application(
+        middlewares=[_answering, rate_limits(rates), authentication(parts.authenticator)],
+        client_max_size=settings.request_bytes,
+    )
+    app[PARTS] = parts
+    app[PUBLIC] = set()
+    app[_ULIDS] = Ulids()
+    app[VIEWS] = MachineViews()
+    app[CLIENT_TIMEOUT] = settings.client_timeout
+    app[CONNECTIONS] = Connections(most=settings.connections, timeout=settings.client_timeout)
+    app.add_routes(ROUTES)
+    for add in register:
+        add(app)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    app: web.Application, sockets: Sequence[socket.socket], *, tls: ssl.SSLContext | None = None, grace: float = 5.0
+) -> AsyncIterator[None]:
+    """Serves an application while the context lasts.
+
+    Args:
+        app: Of :func:`build_app`.
+        sockets: Bound ones, TCP and unix; they are listened at here, and closed at the end.
+        tls: For the TCP ones.
+        grace: Seconds that requests under way have at the end.
+    """
+    loop = asyncio.get_running_loop()
+    connections = app[CONNECTIONS]
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=grace, keepalive_timeout=75.0)
+    await runner.setup()
+    server = runner.server
+    assert server is not None
+    listeners: list[asyncio.Server] = []
+    try:
+        for bound in sockets:
+            local = bound.family == socket.AF_UNIX
+            factory = connections.factory(server)
+            if local:
+                listeners.append(await loop.create_unix_server(factory, sock=bound, backlog=_BACKLOG))
+            else:
+                limit = connections.timeout if tls is not None else None
+                listeners.append(
+                    await loop.create_server(factory, sock=bound, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=limit)
+                )
+        yield
+    finally:
+        for listener in listeners:
+            listener.close()
+        await runner.cleanup()
+        for listener in listeners:
+            await listener.wait_closed()
+
+
+@web.middleware
+async def _answering(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """The outermost: whatever happens becomes an answer that clients can read, with an id that the log has as well."""
+    identity = f"{request.app[_ULIDS].next()}-{request.app[PARTS].settings.region}"
+    connections = request.app[CONNECTIONS]
+    transport = request.transport
+    began = time.monotonic()
+    connections.begins(transport)
+    try:
+        answer = await _answer(request, handler, identity)
+    finally:
+        connections.ends(transport)
+    if not answer.prepared:
+        answer.headers["fly-request-id"] = identity
+    _LOG.info(
+        "%s %s %d",
+        request.method,
+        request.path,
+        answer.status,
+        extra={"request_id": identity, "milliseconds": round((time.monotonic() - began) * 1000, 1)},
+    )
+    return answer
+
+
+async def _answer(request: web.Request, handler: _Handler, identity: str) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            return error
+        answer = error_answer(Refusal(_reason(request, error), http=error.status, word=_WORDS.get(error.status, "invalid")))
+        if "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+    except CastoffError as error:
+        if isinstance(error, Internal):
+            _LOG.exception("request %s failed", identity, extra={"request_id": identity})
+        return error_answer(error)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        _LOG.exception("request %s failed", identity, extra={"request_id": identity})
+        return error_answer(Internal("castoff failed to answer this request", hint=f"its log has more under {identity}"))
+
+
+_WORDS: Final = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+
+
+def _reason(request: web.Request, error: web.HTTPException) -> str:
+    if error.status == 404:
+        return f"there is no such route: {request.path}"
+    if error.status == 405:
+        return f"{request.method} is not served here"
+    return error.reason

@@ -1,0 +1,206 @@
+"""Apps, volumes and secrets in memory, for tests of the API alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from castoff.errors import Conflict, Invalid, NotFound
+
+__all__ = ["MemoryApps", "MemorySecrets", "MemoryVolumes"]
+
+
+@dataclass(frozen=True)
+class MemoryApp:
+    """An app."""
+
+    name: str
+    number: int
+    network: str
+
+
+class MemoryApps:
+    """Implements castoff.api.ports.Apps."""
+
+    def __init__(self) -> None:
+        self._apps: dict[str, MemoryApp] = {}
+
+    def list(self) -> Sequence[MemoryApp]:
+        """See the port."""
+        return list(self._apps.values())
+
+    def get(self, name: str) -> MemoryApp:
+        """See the port."""
+        if name not in self._apps:
+            raise NotFound(f"app {name[:60]!r} not found")
+        return self._apps[name]
+
+    async def create(self, name: str, *, organization: str, network: str) -> MemoryApp:
+        """See the port."""
+        if name in self._apps:
+            raise Conflict(f"the name {name!r} is taken")
+        if not name.replace("-", "").isalnum() or not name.isascii() or len(name) > 63:
+            raise Invalid("name: an app's has letters, digits and dashes")
+        self._apps[name] = MemoryApp(name, len(self._apps) + 1, network)
+        return self._apps[name]
+
+    async def delete(self, name: str, *, force: bool) -> None:
+        """See the port."""
+        self.get(name)
+        del self._apps[name]
+
+
+@dataclass(frozen=True)
+class MemoryVolume:
+    """A volume."""
+
+    id: str
+    app: str
+    name: str
+    size: int
+    state: str = "created"
+    region: str = "local"
+    fstype: str = "ext4"
+    machine: str | None = None
+    snapshot_retention: int = 5
+    auto_backup: bool = True
+    created: int = 1
+
+
+@dataclass(frozen=True)
+class MemorySnapshot:
+    """A snapshot."""
+
+    id: str
+    size: int
+    volume_size: int
+    digest: str = "sha256:0"
+    status: str = "created"
+    retention_days: int = 5
+    created: int = 1
+
+
+@dataclass
+class MemoryVolumes:
+    """Implements castoff.api.ports.Volumes."""
+
+    volumes: dict[str, MemoryVolume] = field(default_factory=dict)
+    taken: dict[str, list[MemorySnapshot]] = field(default_factory=dict)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def list(self, app: str | None = None) -> Sequence[MemoryVolume]:
+        """See the port."""
+        return [volume for volume in self.volumes.values() if app in (None, volume.app)]
+
+    def get(self, app: str | None, id: str) -> MemoryVolume:
+        """See the port."""
+        found = self.volumes.get(id)
+        if found is None or app not in (None, found.app):
+            raise NotFound(f"volume {id[:60]!r} not found")
+        return found
+
+    async def create(
+        self,
+        app: str,
+        name: str,
+        *,
+        size: int | None,
+        fstype: str,
+        snapshot: str | None,
+        source: str | None,
+        snapshot_retention: int,
+        auto_backup: bool,
+    ) -> MemoryVolume:
+        """See the port."""
+        if source is not None:
+            self.get(app, source)
+        made = MemoryVolume(f"vol_{next(self.numbers)}", app, name, size or 1024**3)
+        return self._put(replace(made, fstype=fstype, snapshot_retention=snapshot_retention, auto_backup=auto_backup))
+
+    def _put(self, volume: MemoryVolume) -> MemoryVolume:
+        self.volumes[volume.id] = volume
+        return volume
+
+    async def update(self, app: str, id: str, *, snapshot_retention: int | None, auto_backup: bool | None) -> MemoryVolume:
+        """See the port."""
+        found = self.get(app, id)
+        retention = found.snapshot_retention if snapshot_retention is None else snapshot_retention
+        return self._put(
+            replace(found, snapshot_retention=retention, auto_backup=found.auto_backup if auto_backup is None else auto_backup)
+        )
+
+    async def delete(self, app: str, id: str) -> MemoryVolume:
+        """See the port."""
+        return self.volumes.pop(self.get(app, id).id)
+
+    async def extend(self, app: str, id: str, size: int) -> MemoryVolume:
+        """See the port."""
+        found = self.get(app, id)
+        if size <= found.size:
+            raise Invalid("size_gb: a volume only grows")
+        return self._put(replace(found, size=size))
+
+    def snapshots(self, app: str, id: str) -> Sequence[MemorySnapshot]:
+        """See the port."""
+        return self.taken.get(self.get(app, id).id, [])
+
+    async def snapshot(self, app: str, id: str) -> MemorySnapshot:
+        """See the port."""
+        found = self.get(app, id)
+        made = MemorySnapshot(f"vs_{next(self.numbers)}", found.size, found.size)
+        self.taken.setdefault(id, []).append(made)
+        return made
+
+    async def attach(self, app: str, volume: str, machine: str) -> str:
+        """See castoff.lifecycle.launches.VolumeFiles."""
+        found = self.get(app, volume)
+        if found.machine not in (None, machine):
+            raise Conflict(f"volume {volume} is attached to another machine")
+        self._put(replace(found, machine=machine))
+        return f"/nowhere/{volume}"
+
+    async def detach(self, machine: str) -> None:
+        """See castoff.lifecycle.launches.VolumeFiles."""
+        for found in self.list():
+            if found.machine == machine:
+                self._put(replace(found, machine=None))
+
+
+@dataclass(frozen=True)
+class MemorySecret:
+    """A secret."""
+
+    name: str
+    digest: str = "0"
+    created: int = 1
+    updated: int = 1
+
+
+class MemorySecrets:
+    """Implements castoff.api.ports.Secrets."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[str, str]] = {}
+        self._version = 0
+
+    async def list(self, app: str) -> Sequence[MemorySecret]:
+        """See the port."""
+        return [MemorySecret(name) for name in self._values.get(app, {})]
+
+    async def get(self, app: str, name: str) -> MemorySecret:
+        """See the port."""
+        if name not in self._values.get(app, {}):
+            raise NotFound(f"secret {name[:60]!r} not found")
+        return MemorySecret(name)
+
+    async def values(self, app: str) -> Mapping[str, str]:
+        """See the port."""
+        return self._values.get(app, {})
+
+    async def set(self, app: str, values: Mapping[str, str | None]) -> int:
+        """See the port."""
+        merged = {**self._values.get(app, {}), **values}
+        self._values[app] = {name: value for name, value in merged.items() if value is not None}
+        self._version += 1
+        return self._version

@@ -1,0 +1,96 @@
+"""What flyctl asks before it runs a machine, in its own words (MACHINES_API: GraphQL and uiex)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.api_server import Api, running
+
+COMPACT = (
+    "query ($appName: String!) { appcompact:app(name: $appName) { id name hostname deployed network status appUrl "
+    "platformVersion internalNumericId organization { id internalNumericId slug paidPlan } postgresAppRole: role { name } } }"
+)
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    """A running server."""
+    async with running(tmp_path) as found:
+        yield found
+
+
+async def test_app_compact(api: Api) -> None:
+    """Aliases are honoured; the organization's number is text, the app's is none."""
+    answer = await api.ask("POST", "/graphql", {"query": COMPACT, "variables": {"appName": "mine"}})
+    app = answer["data"]["appcompact"]
+    assert app["name"] == "mine" and app["postgresAppRole"] is None
+    assert isinstance(app["internalNumericId"], int)
+    assert app["organization"]["internalNumericId"] == "1" and app["organization"]["slug"] == "personal"
+
+
+async def test_an_unknown_app_is_told_in_words_that_flyctl_looks_for(api: Api) -> None:
+    """It then offers to make the app; a token for another app hears the same."""
+    body = {"query": COMPACT, "variables": {"appName": "missing"}}
+    assert "Could not find App" in (await api.ask("POST", "/graphql", body))["errors"][0]["message"]
+    body = {"query": COMPACT, "variables": {"appName": "mine"}}
+    assert "Could not find App" in (await api.ask("POST", "/graphql", body, token="other"))["errors"][0]["message"]
+
+
+async def test_images(api: Api) -> None:
+    """The size is a decimal string; an image that is not there is null."""
+    query = (
+        "query ($appName: String!, $imageRef: String!) { app(name: $appName) { id image(ref: $imageRef) "
+        "{ id digest ref compressedSize: compressedSizeFull manifest { annotations } } } }"
+    )
+    body = {"query": query, "variables": {"appName": "mine", "imageRef": "alpine"}}
+    image = (await api.ask("POST", "/graphql", body, token="reader"))["data"]["app"]["image"]
+    assert int(image["compressedSize"]) > 0 and image["ref"].endswith(image["digest"])
+    body["variables"]["imageRef"] = "missing"
+    assert (await api.ask("POST", "/graphql", body))["data"]["app"]["image"] is None
+
+
+async def test_machine_organizations_regions_and_issues(api: Api) -> None:
+    """The other root fields."""
+    made = await api.ask("POST", "/v1/apps/mine/machines", {"config": {"image": "alpine"}, "skip_launch": True})
+    query = "query ($machineId: String!) { gqlmachine: machine(machineId: $machineId) { id app { name organization { slug } } } }"
+    body = {"query": query, "variables": {"machineId": made["id"]}}
+    assert (await api.ask("POST", "/graphql", body))["data"]["gqlmachine"]["app"]["name"] == "mine"
+    assert (await api.ask("POST", "/graphql", body, token="other"))["errors"]
+    query = (
+        '{ organizations { nodes { id slug type } } nearestRegion { code } apphostissues: app(name: "mine") '
+        "{ hostIssues { nodes { id } } } }"
+    )
+    data = (await api.ask("POST", "/graphql", {"query": query}))["data"]
+    assert data["organizations"]["nodes"][0]["slug"] == "personal"
+    assert data["nearestRegion"]["code"] == "local" and data["apphostissues"]["hostIssues"]["nodes"] == []
+
+
+@pytest.mark.parametrize(
+    "query", ["", "{", "mutation { deleteApp(id: 1) { id } }", "{ __schema { types { name } } }", "{ secrets }"]
+)
+async def test_what_graphql_has_not(api: Api, query: str) -> None:
+    """An error in the body with 200, as clients take other statuses for the server's."""
+    answer = await api.ask("POST", "/graphql", {"query": query})
+    assert answer["errors"][0]["message"]
+
+
+async def test_uiex(api: Api) -> None:
+    """Organization and builds, each exactly 200."""
+    organization = (await api.ask("GET", "/api/v1/organizations/personal"))["organization"]
+    assert organization["slug"] == "personal" and organization["internal_numeric_id"] == 1
+    build = await api.ask("POST", "/api/v1/builds", {"app_name": "mine"})
+    done = await api.ask("POST", "/api/v1/builds/finish", {"build_id": build["id"], "status": "completed"})
+    assert done["id"] == build["id"] and done["status"] == "completed"
+    await api.ask("GET", "/api/v1/organizations/foreign", status=404)
+
+
+async def test_regions_placements_and_the_token(api: Api) -> None:
+    """One host is one region."""
+    regions = await api.ask("GET", "/v1/platform/regions")
+    assert regions["nearest"] == "local" and regions["regions"][0]["code"] == "local"
+    placed = await api.ask("POST", "/v1/platform/placements", {"org_slug": "personal", "count": 3})
+    assert placed["regions"] == [{"region": "local", "count": 3, "concurrency": 3}]
+    token = (await api.ask("GET", "/v1/tokens/current", token="mine"))["tokens"][0]
+    assert token["apps"] == ["mine"] and token["org_slug"] == "personal"
