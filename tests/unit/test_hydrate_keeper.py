@@ -266,3 +266,13 @@ def test_a_keeper_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "hydrate" / "keeper.lock").symlink_to("elsewhere")
     with pytest.raises(Unavailable, match=r"does not start: .*keeper\.lock"):
         connect(tmp_path)
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["-h"], 0), ([], 2), (["--state", "x"], 2)])
+def test_what_is_no_state_directory_makes_none(tmp_path: Path, words: list[str], status: int) -> None:
+    """The usage is told, and no directory of that name is made."""
+    command = [sys.executable, "-m", "castoff.hydrate.keeper", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert done.returncode == status
+    assert "usage: python -m castoff.hydrate.keeper STATE" in (done.stderr if status else done.stdout)
+    assert list(tmp_path.iterdir()) == []

@@ -45,6 +45,10 @@ STEADY = 1.0
 GRACE = 2.0
 """Seconds that a keeper stays with nothing to do: who started it has not spoken yet."""
 LOG_LIMIT = 1 << 20
+_USAGE = """usage: python -m castoff.hydrate.keeper STATE [COMMAND...]
+
+Keeps the descriptors of machines whose data comes in, and a hydrator running (COMMAND, else castoff's own), for the state
+directory STATE; goes on in the background, and ends when there is nothing to keep. castoff starts it by itself."""
 OWN_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE)
 """Signals that mean something else to us than to a program that we start."""
 
@@ -266,6 +270,10 @@ def _detach(directory: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Keeps, until there is nothing to keep."""
+    if not arguments or arguments[0].startswith("-"):  # by hand rather than with argparse: a keeper should be small
+        asked = list(arguments) in (["-h"], ["--help"])
+        print(_USAGE, file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
     state = Path(arguments[0]).absolute()
     command = arguments[1:] or [sys.executable, "-m", "castoff.hydrate", "--state", str(state)]
     directory = state / "hydrate"
