@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.api_stores import MemoryApps, MemorySecrets, MemoryVolumes
+from tests.api_stores import MemoryVolumes
 
 from castoff.api.auth import Grant
 from castoff.api.parts import ImageDescription, Parts
 from castoff.api.server import build_app, serving
 from castoff.errors import NotFound
 from castoff.fakes.launcher import FakeLauncher, World
+from castoff.lifecycle.apps import Apps
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.machines import Machines
+from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.settings import AgentSettings
 
 TOKENS = {
@@ -102,13 +104,13 @@ async def running(directory: Path, **settings: Any) -> AsyncIterator[Api]:
 
 @contextlib.asynccontextmanager
 async def _parts(directory: Path, settings: AgentSettings) -> AsyncIterator[Parts]:
-    apps, volumes, secrets = MemoryApps(), MemoryVolumes(), MemorySecrets()
-    for name in ("mine", "other"):
-        await apps.create(name, organization="personal", network="default")
-    async with (
-        Database.open(directory / "castoff.db") as database,
-        Machines.open(database, FakeLauncher(World()), secrets=secrets, volumes=volumes) as machines,
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(Database.open(directory / "castoff.db"))
+        apps, volumes, secrets = Apps(database), MemoryVolumes(), Secrets(database)
+        for name in ("mine", "other"):
+            await apps.create(name, organization="personal", network="default")
+        launcher = FakeLauncher(World())
+        machines = await stack.enter_async_context(Machines.open(database, launcher, secrets=secrets, volumes=volumes))
         yield Parts(
             machines=machines,
             apps=apps,

@@ -1,54 +1,14 @@
-"""Apps, volumes and secrets in memory, for tests of the API alone."""
+"""Volumes without files, for tests of the API alone."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from castoff.errors import Conflict, Invalid, NotFound
 
-__all__ = ["MemoryApps", "MemorySecrets", "MemoryVolumes"]
-
-
-@dataclass(frozen=True)
-class MemoryApp:
-    """An app."""
-
-    name: str
-    number: int
-    network: str
-
-
-class MemoryApps:
-    """Implements castoff.api.ports.Apps."""
-
-    def __init__(self) -> None:
-        self._apps: dict[str, MemoryApp] = {}
-
-    def list(self) -> Sequence[MemoryApp]:
-        """See the port."""
-        return list(self._apps.values())
-
-    def get(self, name: str) -> MemoryApp:
-        """See the port."""
-        if name not in self._apps:
-            raise NotFound(f"app {name[:60]!r} not found")
-        return self._apps[name]
-
-    async def create(self, name: str, *, organization: str, network: str) -> MemoryApp:
-        """See the port."""
-        if name in self._apps:
-            raise Conflict(f"the name {name!r} is taken")
-        if not name.replace("-", "").isalnum() or not name.isascii() or len(name) > 63:
-            raise Invalid("name: an app's has letters, digits and dashes")
-        self._apps[name] = MemoryApp(name, len(self._apps) + 1, network)
-        return self._apps[name]
-
-    async def delete(self, name: str, *, force: bool) -> None:
-        """See the port."""
-        self.get(name)
-        del self._apps[name]
+__all__ = ["MemoryVolumes"]
 
 
 @dataclass(frozen=True)
@@ -165,42 +125,3 @@ class MemoryVolumes:
         for found in self.list():
             if found.machine == machine:
                 self._put(replace(found, machine=None))
-
-
-@dataclass(frozen=True)
-class MemorySecret:
-    """A secret."""
-
-    name: str
-    digest: str = "0"
-    created: int = 1
-    updated: int = 1
-
-
-class MemorySecrets:
-    """Implements castoff.api.ports.Secrets."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, dict[str, str]] = {}
-        self._version = 0
-
-    async def list(self, app: str) -> Sequence[MemorySecret]:
-        """See the port."""
-        return [MemorySecret(name) for name in self._values.get(app, {})]
-
-    async def get(self, app: str, name: str) -> MemorySecret:
-        """See the port."""
-        if name not in self._values.get(app, {}):
-            raise NotFound(f"secret {name[:60]!r} not found")
-        return MemorySecret(name)
-
-    async def values(self, app: str) -> Mapping[str, str]:
-        """See the port."""
-        return self._values.get(app, {})
-
-    async def set(self, app: str, values: Mapping[str, str | None]) -> int:
-        """See the port."""
-        merged = {**self._values.get(app, {}), **values}
-        self._values[app] = {name: value for name, value in merged.items() if value is not None}
-        self._version += 1
-        return self._version

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 __all__ = ["App", "Apps", "Secret", "Secrets", "Snapshot", "Volume", "Volumes"]
@@ -43,12 +43,16 @@ class Apps(Protocol):
         """
         ...
 
-    async def delete(self, name: str, *, force: bool) -> None:
+    async def delete(self, name: str, *, used: Callable[[], str]) -> None:
         """Deletes one.
+
+        Args:
+            name: Its name.
+            used: Says what still belongs to it; empty: nothing.
 
         Raises:
             NotFound: There is none.
-            Conflict: It has machines or volumes, and ``force`` is off.
+            Conflict: Something belongs to it.
         """
         ...
 

@@ -63,8 +63,15 @@ async def show_app(request: web.Request) -> web.Response:
 
 
 async def delete_app(request: web.Request) -> web.Response:
-    """DELETE /apps/{app}: refused while it has machines or volumes, unless forced."""
-    await request.app[PARTS].apps.delete(request.match_info["app"], force=body.flag(request, "force"))
+    """DELETE /apps/{app}: refused while it has machines or volumes."""
+    parts = request.app[PARTS]
+    name = request.match_info["app"]
+
+    def used() -> str:
+        counts = {"machines": len(parts.machines.list(name)), "volumes": len(parts.volumes.list(name))}
+        return " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+    await parts.apps.delete(name, used=used)
     return json_answer({"ok": True}, status=202)
 
 
