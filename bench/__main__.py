@@ -1,4 +1,4 @@
-"""``make bench``: measures castoff beside what people use today, and writes docs/bench/results.json and chart.svg.
+"""``make bench``: measures castoff beside what people use today, and writes docs/bench/results.json and charts.
 
 ``python -m bench [--quick] [--only GROUP,...] [--directory DIR] [--results DIR]``. With ``--quick`` or ``--only`` nothing is
 written to docs/, unless ``--results docs/bench`` says so: then the groups that were measured replace what was there of them.
@@ -16,7 +16,23 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import chart, cold, compose, density, extents, flat, lazy, readme, registry, results, start, warm
+from bench import (
+    boot_chart,
+    boots,
+    chart,
+    cold,
+    compose,
+    density,
+    extents,
+    flat,
+    fleet,
+    lazy,
+    readme,
+    registry,
+    results,
+    start,
+    warm,
+)
 from bench.measure import Failed
 from bench.results import Row
 from bench.stage import PREFIX, Stage, stage
@@ -32,8 +48,10 @@ GROUPS: dict[str, Callable[[Stage], Iterable[Row]]] = {
     "start": start.rows,
     "density": density.rows,
     "lazy": lazy.rows,
+    "boots": boots.rows,
+    "fleet": fleet.rows,
 }
-_LONG = {"lazy"}
+_LONG = {"lazy", "boots", "fleet"}
 """Groups that take longer than all others together: ``--quick`` leaves them out, where it is not told otherwise."""
 _DOCS = Path("docs/bench")
 
@@ -62,7 +80,10 @@ def _write(directory: Path, rows: list[Row], command: str, seconds: float) -> No
     text = results.to_json(rows, command=command, seconds=seconds)
     (directory / "results.json").write_text(text)
     (directory / "chart.svg").write_text(chart.svg(results.from_json(text)))
-    print(f"written: {directory / 'results.json'}, {directory / 'chart.svg'}")
+    for row in rows:
+        if row.name == boots.PICTURE:
+            (directory / "boot.svg").write_text(boot_chart.svg(dict(row.measured)))
+    print(f"written: {directory / 'results.json'}, and the charts beside it")
 
 
 def main(words: list[str]) -> int:

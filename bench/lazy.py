@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 from bench import lazy_reads, lazy_rivals, publish
+from bench.fleet import high_water
 from bench.lazy_lab import Boot, Lab, lab
 from bench.measure import Failed, alternate, started
 from bench.results import Row, at_least, at_most
@@ -184,10 +184,5 @@ def _memory(found: Lab) -> Row:
         for _ in range(_MACHINES):
             stack.enter_context(found.served(found.reference("plain", found.far.host), found.settings(background=True), program))
         time.sleep(4.0)
-        peak = sum(_high_water(pid) for pid in found.hydrator())
+        peak = sum(high_water(pid) for pid in found.hydrator())
     return Row("lazy", f"memory of the hydrator, {_MACHINES} machines of one image that fill", peak / 1e6, "MB", at_most(200))
-
-
-def _high_water(pid: int) -> int:
-    words = Path(f"/proc/{pid}/status").read_text().split()
-    return int(words[words.index("VmHWM:") + 1]) << 10

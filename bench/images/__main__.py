@@ -54,6 +54,18 @@ def _many(layout: Layout, scratch: Path) -> None:
     layout.finish("latest", {"Cmd": ["true"]})
 
 
+def _fleet(number: int) -> Callable[[Layout, Path], None]:
+    """Python, and 20,000 files that no other image of the fleet has."""
+
+    def make_one(layout: Layout, scratch: Path) -> None:
+        layout.adopt(make("medium"))
+        layout.add_layer(synthetic.small_files(200_000 + 20_000 * number, 20_000), fast=True)
+        layout.finish("latest", {"Cmd": ["python3"], "Env": [_PATH]})
+
+    return make_one
+
+
+FLEET = tuple(f"fleet-{number}" for number in range(5))
 IMAGES = {
     "small": _small,
     "medium": _medium,
@@ -62,6 +74,7 @@ IMAGES = {
     "100mb": _synthetic(100_000_000),
     "1gb": _synthetic(1_000_000_000),
     "10gb": _synthetic(10_000_000_000),
+    **{name: _fleet(number) for number, name in enumerate(FLEET)},
 }
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from bench import chart, readme
+from bench import boot_chart, chart, readme
+from bench.boot_chart import Came
 from bench.measure import Failed, alternate, percentile, run, started, tree
 from bench.results import Row, at_least, at_most, from_json, table, to_json
 
@@ -91,3 +92,13 @@ def test_the_readme_tells_what_was_measured() -> None:
     with pytest.raises(ValueError, match="one pair"):
         readme.replaced(text + text, json.loads(results))
     assert chart.svg(from_json(results)) == (root / "docs/bench/chart.svg").read_text()
+
+
+def test_a_boot_is_drawn_from_what_was_seen() -> None:
+    """The record goes through JSON as one line; each run of chunks is one stroke, of the colour of its time."""
+    came = [Came(100, 0, 5), Came(900, 7, 1), Came(2500, 5, 2), Came(2600, 8, 92)]
+    assert boot_chart.decode(boot_chart.encode(came)) == came
+    drawn = boot_chart.svg({"came": boot_chart.encode(came), "chunks": 100, "vmm": 0.5, "ready": 1.0, "complete": 2.7})
+    paths = [path for path in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}path") if path.get("stroke-width")]
+    assert [path.attrib["d"].count("M") for path in paths] == [2, 2]
+    assert "ready, 1.0 s: 6 chunks are here" in drawn
