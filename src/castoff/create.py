@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from castoff.config import Config
-from castoff.disk.clone import Drive, inherited
+from castoff.disk.clone import Drive, Role, inherited
 from castoff.errors import Invalid, NotFound
 from castoff.image.image import Image, Platform
 from castoff.image.opening import open_source
@@ -63,7 +63,7 @@ async def create(
     memory = config.machine.memory if request.memory is None else request.memory
     check_memory(memory)
     check_ports(request.ports)
-    machine_id = new_machine_id()
+    machine_id = request.id or new_machine_id()
     name = check_name(request.name) if request.name else machine_id
     async with (
         contextlib.AsyncExitStack() as undo,
@@ -158,6 +158,7 @@ def _first_record(machine_id: MachineId, name: str, request: MachineRequest, ima
         owner=Owner.this(),
         created=time.time(),
         keep=request.keep,
+        agent=request.agent,
         image=_as_text(request.image),
         digest=str(image.digest),
         command=tuple(map(_as_text, guest.argv)),
@@ -179,6 +180,10 @@ async def _clone(
     held: contextlib.AsyncExitStack,
 ) -> Sequence[Drive]:
     """The machine's drives; descriptors that the VMM will inherit are closed here with ``held``."""
+    if request.existing is not None:
+        # Linked: where the create fails, the other name is left with all that it had.
+        (directory / "root.ext4").hardlink_to(request.existing)
+        return [Drive(Role.ROOT, directory / "root.ext4", read_only=False, direct=True)]
     rootfs = await locate(request, image, source, providers)
     drives = await rootfs.clone(machine_id, directory)
     for descriptor in inherited(drives):

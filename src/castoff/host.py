@@ -298,6 +298,8 @@ class Host:
         from castoff.machine.removal import end_machine, remove_machine
 
         record = await asyncio.to_thread(self.machines.get, name_or_id)
+        if record.agent:
+            raise Conflict(f"machine {record.id} is the agent's", hint="destroy it through the agent's API")
         if not force and record.state != MachineState.EXITED and record.owner.alive():
             raise Conflict(f"machine {record.id} runs", hint="stop its command, or use --force")
         await end_machine(record, self.machines, self.config.vmm)

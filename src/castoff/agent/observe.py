@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from castoff.api.creates import Creates
+from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.launcher import Launch, Launcher, Run
 from castoff.machine.model import MachineId
 from castoff.timeline import step
@@ -21,6 +22,10 @@ class ObservedLauncher:
     def __init__(self, launcher: Launcher, creates: Creates) -> None:
         self._launcher = launcher
         self._creates = creates
+
+    def check(self, config: MachineConfig) -> None:
+        """See the port."""
+        self._launcher.check(config)
 
     async def resolve(self, image: str) -> str:
         """See the port."""

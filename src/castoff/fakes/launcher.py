@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 
 from castoff.errors import NotFound, Unavailable
+from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launch, ProcessStat, Run, RunExit
 from castoff.machine.model import MachineId
 
@@ -97,6 +98,9 @@ class FakeLauncher:
 
     def __init__(self, world: World) -> None:
         self._world = world
+
+    def check(self, config: MachineConfig) -> None:
+        """See the port."""
 
     async def resolve(self, image: str) -> str:
         """See the port."""

@@ -160,6 +160,15 @@ class Suspendable(Protocol):
 class Launcher(Protocol):
     """Boots machines."""
 
+    def check(self, config: MachineConfig) -> None:
+        """Refuses a configuration of which it knows that it cannot be booted here.
+
+        Raises:
+            Unsupported: It asks for what this host, or castoff, has not.
+            Invalid: It contradicts itself.
+        """
+        ...
+
     async def resolve(self, image: str) -> str:
         """The digest (``sha256:...``) of the image that a reference names now, for this host's platform.
 

@@ -409,6 +409,7 @@ class Machines:
     def _check(self, config: MachineConfig) -> None:
         """Refuses, before anything is written down, what no start could do."""
         check_files(config)
+        self._launcher.check(config)
         stop = config.stop_config
         if stop is not None and stop.signal and stop.signal not in signals.Signals.__members__:
             raise Invalid(f"stop_config: signal {stop.signal[:40]!r} is none", hint="write SIGTERM, SIGINT, ...")

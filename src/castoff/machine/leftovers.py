@@ -48,5 +48,7 @@ async def sweep(
 
 def _orphans(records: MachineRecords) -> list[MachineRecord]:
     return [
-        record for record in records if not record.owner.alive() and not (record.keep and record.state == MachineState.EXITED)
+        record
+        for record in records
+        if not record.agent and not record.owner.alive() and not (record.keep and record.state == MachineState.EXITED)
     ]

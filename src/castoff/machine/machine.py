@@ -165,11 +165,20 @@ class Machine:
         self._killed = True
         await self._handle.kill()
 
-    async def close(self) -> None:
-        """Ends the machine, and removes all that it had, or writes its end down where it is to be kept. Idempotent."""
+    async def detach(self) -> None:
+        """Lets go of the machine, which goes on; what it writes from now on waits for whoever takes it up."""
         await self._channel.close()
         if self._hydration is not None:
             await self._hydration.close()
+
+    @property
+    def handle(self) -> VmmHandle:
+        """Its VMM."""
+        return self._handle
+
+    async def close(self) -> None:
+        """Ends the machine, and removes all that it had, or writes its end down where it is to be kept. Idempotent."""
+        await self.detach()
         if self.record.keep:
             await self._retire()
             return

@@ -16,6 +16,7 @@ from castoff.errors import Invalid
 from castoff.image.image import Platform
 from castoff.machine.identity import Owner
 from castoff.rootfs.settings import Lazy
+from castoff.vmm.guest import GuestFile
 from castoff.vmm.vmm import PortForward
 
 __all__ = ["MachineId", "MachineRecord", "MachineRequest", "MachineState", "check_name", "new_machine_id", "parse_machine_id"]
@@ -87,6 +88,11 @@ class MachineRequest:
         network: Whether the guest has a network card.
         platform: Of the image.
         keep: The machine's directory stays when it ends.
+        id: The id that it gets; None: a new one.
+        agent: The agent runs it: it outlives this process, and only the agent removes it.
+        files: Written into the root filesystem before the command starts.
+        linger: Seconds that an ended machine waits for its exit code to be taken.
+        existing: A root filesystem that an earlier run of the machine left, which becomes this one's under a second name.
     """
 
     image: str
@@ -113,6 +119,11 @@ class MachineRequest:
     network: bool | None = None
     platform: Platform | None = None
     keep: bool = False
+    id: MachineId | None = None
+    agent: bool = False
+    files: tuple[GuestFile, ...] = ()
+    linger: float | None = None
+    existing: Path | None = None
 
 
 class MachineState(enum.StrEnum):
@@ -146,3 +157,5 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     lazy: bool = False
     """Whether it was started before all of its rootfs was here (castoff.rootfs.lazy)."""
     exit_code: int | None = None
+    agent: bool = False
+    """Whether it is the agent's: then no process that it belongs to is looked for, and the agent alone removes it."""

@@ -43,7 +43,8 @@ def guest_settings(config: ImageConfig, request: MachineRequest, *, hostname: st
         rows=request.rows,
         stdin=request.interactive,
         stop_signal=_signal(config.stop_signal),
-        linger=linger,
+        linger=linger if request.linger is None else request.linger,
+        files=request.files,
     )
     encode_settings(settings)  # refuses what cannot be executed now, not after an image was fetched and converted
     return settings

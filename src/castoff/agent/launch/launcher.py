@@ -1,0 +1,148 @@
+"""Boots the agent's machines on this host: each launch is a create as `castoff run` does it, and outlives the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from castoff.agent.launch.logs import Logs
+from castoff.agent.launch.request import check_config, machine_request
+from castoff.agent.launch.run import HostRun, Surroundings
+from castoff.create import create, opened
+from castoff.errors import CastoffError, NotFound
+from castoff.host import Host
+from castoff.lifecycle.config import MachineConfig
+from castoff.lifecycle.launcher import Launch
+from castoff.machine.drivers import open_vmm
+from castoff.machine.hydration import Hydration
+from castoff.machine.machine import Machine
+from castoff.machine.model import MachineId, MachineRecord, MachineRequest
+from castoff.machine.process import guest_settings
+from castoff.machine.removal import end_machine, remove_machine
+from castoff.store.durable import fsync_path, replace_file
+from castoff.vmm.channel import GuestChannel
+
+__all__ = ["HostLauncher"]
+
+_ROOT: Final = "root.ext4"
+_SURROUNDINGS: Final = "guest.json"
+_CONNECT: Final = 30.0
+"""Seconds in which a guest that was left answers again."""
+
+
+class HostLauncher:
+    """Implements castoff.lifecycle.launcher.Launcher.
+
+    Args:
+        host: Where machines run.
+        logs: Gets what they write.
+        rootfs_directories: Where prepared root filesystems may lie.
+    """
+
+    def __init__(self, host: Host, logs: Logs, rootfs_directories: Sequence[Path] = ()) -> None:
+        self._host = host
+        self._logs = logs
+        self._allowed = tuple(rootfs_directories)
+
+    def check(self, config: MachineConfig) -> None:
+        """See the port."""
+        check_config(config, self._allowed)
+
+    async def resolve(self, image: str) -> str:
+        """See the port."""
+        async with opened(image, None, config=self._host.config, store=self._host.store) as (_, found):
+            return str(found.digest)
+
+    async def launch(self, launch: Launch) -> HostRun:
+        """See the port."""
+        existing = await self._clear(launch)
+        request = machine_request(launch, self._allowed, existing)
+        machine = await create(
+            request,
+            config=self._host.config,
+            store=self._host.store,
+            providers=self._host.providers,
+            records=self._host.machines,
+        )
+        try:
+            if existing is not None:
+                await asyncio.to_thread(existing.unlink)
+            surroundings = await self._surroundings(request)
+            await asyncio.to_thread(
+                replace_file, machine.directory / _SURROUNDINGS, msgspec.json.encode(surroundings), mode=0o600
+            )
+            return HostRun(machine, self._logs.writer(launch.machine), surroundings)
+        except BaseException:
+            await asyncio.shield(machine.kill())
+            await asyncio.shield(machine.close())
+            raise
+
+    async def reattach(self, launch: Launch) -> HostRun | None:
+        """See the port."""
+        record = await self._record(launch.machine)
+        if record is None or not record.vmm:
+            return None
+        directory = self._host.machines.path(record.id)
+        handle = await open_vmm(record.vmm, self._host.config.vmm, self._host.store.state).reattach(record.vmm_state)
+        if handle is None:
+            return None
+        try:
+            surroundings = msgspec.json.decode((directory / _SURROUNDINGS).read_bytes(), type=Surroundings)
+            channel = await GuestChannel.connect(handle, _CONNECT)
+        except (CastoffError, OSError, msgspec.MsgspecError):
+            await handle.kill()  # its launch was not over when the agent ended, or nobody is in there any more
+            return None
+        lazy = Hydration(self._host.store.state, directory, self._host.providers.notice) if record.lazy else None
+        machine = Machine(
+            record, records=self._host.machines, providers=self._host.providers, handle=handle, channel=channel, hydration=lazy
+        )
+        return HostRun(machine, self._logs.writer(record.id, resume=True), surroundings)
+
+    async def discard(self, machine: MachineId) -> None:
+        """See the port."""
+        record = await self._record(machine)
+        if record is not None:
+            await end_machine(record, self._host.machines, self._host.config.vmm)
+            await remove_machine(record, self._host.machines, self._host.providers)
+        await asyncio.to_thread(self._kept(machine).unlink, missing_ok=True)
+
+    async def machines(self) -> list[MachineId]:
+        """See the port."""
+        records = await asyncio.to_thread(list, self._host.machines)
+        return [record.id for record in records if record.agent]
+
+    async def _record(self, machine: MachineId) -> MachineRecord | None:
+        with contextlib.suppress(NotFound):
+            return await asyncio.to_thread(self._host.machines.get, machine)
+        return None
+
+    def _kept(self, machine: MachineId) -> Path:
+        """Where a root filesystem waits between two runs: on the filesystem of the machines."""
+        return self._host.store.root / "kept" / f"{machine}.ext4"
+
+    async def _clear(self, launch: Launch) -> Path | None:
+        """Removes what the last run left; the root filesystem, where it is to be kept, is set aside."""
+        kept = self._kept(launch.machine)
+        record = await self._record(launch.machine)
+        if record is not None:
+            await end_machine(record, self._host.machines, self._host.config.vmm)
+            root = self._host.machines.path(record.id) / _ROOT
+            if not launch.fresh and not record.lazy and root.exists():
+                kept.parent.mkdir(exist_ok=True, mode=0o700)
+                await asyncio.to_thread(root.rename, kept)
+                fsync_path(kept.parent)
+            await remove_machine(record, self._host.machines, self._host.providers)
+        if launch.fresh:
+            await asyncio.to_thread(kept.unlink, missing_ok=True)
+        return kept if kept.exists() else None
+
+    async def _surroundings(self, request: MachineRequest) -> Surroundings:
+        """Costs no request: the image's documents were just fetched, and are kept by their digest."""
+        async with opened(request.image, request.platform, config=self._host.config, store=self._host.store) as (_, image):
+            settings = guest_settings(image.config, request, hostname=request.hostname or "castoff")
+        return Surroundings(env=settings.env, cwd=settings.cwd, user=settings.user)

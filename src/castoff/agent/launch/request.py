@@ -1,0 +1,121 @@
+"""From a machine's configuration to what castoff.create is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from castoff.errors import Invalid, Unsupported
+from castoff.lifecycle.config import MachineConfig, RootfsConfig
+from castoff.lifecycle.launcher import Launch
+from castoff.machine.model import MachineRequest
+
+__all__ = ["LINGER", "check_config", "machine_request"]
+
+LINGER: Final = 600.0
+"""Seconds that an ended machine waits for its exit code to be taken: an agent may be upgraded meanwhile."""
+_MEMORY: Final = 256
+"""Megabytes where the configuration says nothing: the API's shared-cpu-1x."""
+_SIZES: Final = re.compile(r"(shared|performance)-(?:cpu-)?(\d{1,2})x\Z")
+_MB, _GB = 1 << 20, 1 << 30
+
+
+def check_config(config: MachineConfig, rootfs_directories: Sequence[Path]) -> None:
+    """Refuses what castoff cannot boot on this host.
+
+    Raises:
+        Unsupported: It asks for what is not served.
+        Invalid: It contradicts itself.
+    """
+    if config.guest is not None and (config.guest.gpus or config.guest.gpu_kind):
+        raise Unsupported("guest: GPUs are not served", hint="leave gpus and gpu_kind away")
+    if config.mounts:
+        raise Unsupported("mounts: volumes cannot be mounted yet", hint="leave mounts away; rootfs.persist keeps the rootfs")
+    if config.processes and len(config.processes) > 1:
+        raise Unsupported("processes: a machine has one", hint="make a machine for each")
+    if config.rootfs is not None:
+        _override(config.rootfs, rootfs_directories)
+    _hardware(config)
+
+
+def machine_request(launch: Launch, rootfs_directories: Sequence[Path], existing: Path | None) -> MachineRequest:
+    """What castoff.create is asked for.
+
+    Args:
+        launch: The boot.
+        rootfs_directories: Where prepared root filesystems may lie.
+        existing: The root filesystem that an earlier run left.
+    """
+    config = launch.config
+    rootfs = config.rootfs or RootfsConfig()
+    entrypoint, command = _words(config)
+    process = config.processes[0] if config.processes else None
+    env = {**launch.env, **(config.env or {}), **((process.env or {}) if process else {})}
+    cpus, memory = _hardware(config)
+    return MachineRequest(
+        image=config.image,
+        command=command,
+        entrypoint=entrypoint,
+        env=tuple(f"{name}={value}" for name, value in env.items()),
+        user=process.user if process else None,
+        hostname=launch.name[:64],
+        tty=bool(config.init and config.init.tty),
+        cpus=cpus,
+        memory=memory,
+        disk_size=rootfs.size_gb and rootfs.size_gb * _GB,
+        name=launch.machine,
+        rootfs=_override(rootfs, rootfs_directories) or rootfs.provider,
+        clone=rootfs.clone,
+        lazy=rootfs.lazy,
+        keep=True,
+        id=launch.machine,
+        agent=True,
+        files=launch.files,
+        linger=LINGER,
+        existing=existing,
+    )
+
+
+def _words(config: MachineConfig) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Entrypoint and command that override the image's; None and (): the image's own."""
+    process = config.processes[0] if config.processes else None
+    for one in (process, config.init):
+        if one is None:
+            continue
+        if one.exec:
+            return one.exec, ()
+        if one.entrypoint or one.cmd:
+            return one.entrypoint or None, one.cmd or ()
+    return None, ()
+
+
+def _hardware(config: MachineConfig) -> tuple[int, int]:
+    """CPUs, and bytes of memory."""
+    guest = config.guest
+    cpus, memory = 1, _MEMORY
+    if config.size:
+        match = _SIZES.match(config.size)
+        if match is None:
+            raise Invalid(f"size {config.size[:40]!r} is not known", hint="shared-cpu-1x, performance-2x, ...; or use guest")
+        cpus = int(match[2]) or 1
+        memory = cpus * (256 if match[1] == "shared" else 2048)
+    if guest is not None:
+        cpus, memory = guest.cpus or cpus, guest.memory_mb or memory
+    return cpus, memory * _MB
+
+
+def _override(rootfs: RootfsConfig, directories: Sequence[Path]) -> Path | None:
+    """The prepared rootfs that the configuration names, with its symlinks resolved: no path of the host but those allowed."""
+    if rootfs.file is None:
+        return None
+    if rootfs.provider not in (None, "prepared"):
+        raise Invalid("rootfs: file and provider exclude each other")
+    path = Path(rootfs.file).resolve()
+    if not any(path.is_relative_to(directory.resolve()) for directory in directories):
+        raise Invalid(
+            f"rootfs: file {rootfs.file[:200]!r} is under none of the allowed directories",
+            hint="the operator allows some by agent.rootfs_directories",
+        )
+    return path

@@ -1,0 +1,191 @@
+"""A machine that runs on this host, as its lifecycle knows it: its output goes to its log, its end is told to whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import Final
+
+import msgspec
+
+from castoff.agent.launch.logs import LogWriter
+from castoff.errors import CastoffError, Invalid, Unavailable, Unsupported
+from castoff.lifecycle.launcher import ExecRequest, ExecResult, ProcessStat, RunExit
+from castoff.machine.machine import Machine
+from castoff.vmm.channel import Exit, GuestChannel, GuestSession, Output
+from castoff.vmm.guest import GuestSettings
+
+__all__ = ["HostRun", "Surroundings"]
+
+_CONNECT: Final = 10.0
+"""Seconds in which a guest answers on its control channel."""
+_POWER_OFF: Final = 10.0
+"""Seconds that a guest has to unmount its disk after its command's end."""
+_KILL: Final = 9
+_PROCESSES: Final = (
+    'for p in /proc/[0-9]*; do read -r s 2>/dev/null <$p/stat || continue; echo "$s"; readlink $p/cwd || echo; done; echo end'
+)
+_STAT: Final = re.compile(r"(\d+) \((.*)\) \S((?: -?\d+){20,})")
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine's command was given, for commands that are executed beside it; ``guest.json`` of its directory."""
+
+    env: tuple[str, ...]
+    cwd: str
+    user: str
+
+
+class HostRun:
+    """Implements castoff.lifecycle.launcher.Run.
+
+    Args:
+        machine: The machine, whose command was started.
+        log: Gets its output.
+        surroundings: Of its command.
+    """
+
+    def __init__(self, machine: Machine, log: LogWriter, surroundings: Surroundings) -> None:
+        self._machine = machine
+        self._log = log
+        self._surroundings = surroundings
+        self._ending = asyncio.create_task(self._end())
+
+    async def wait(self) -> RunExit:
+        """See the port."""
+        return await asyncio.shield(self._ending)
+
+    async def stop(self, signal: int, grace: float) -> None:
+        """See the port. By force: the guest ends its command and unmounts; where it does not even that, its VMM is killed."""
+        with contextlib.suppress(CastoffError):  # it ends just now
+            await self._machine.signal(signal)
+        if await self._ends_within(grace if signal != _KILL else _POWER_OFF):
+            return
+        with contextlib.suppress(CastoffError):
+            async with await self._control() as control:
+                await control.shutdown(0)
+        if not await self._ends_within(_POWER_OFF):
+            await self.kill()
+
+    async def kill(self) -> None:
+        """See the port."""
+        await self._machine.kill()
+        await self.wait()
+
+    async def signal(self, number: int) -> None:
+        """See the port."""
+        await self._machine.signal(number)
+
+    async def execute(self, request: ExecRequest) -> ExecResult:
+        """See the port."""
+        settings = GuestSettings(
+            argv=request.argv,
+            env=(*self._surroundings.env, *(f"{name}={value}" for name, value in request.env.items())),
+            cwd=self._surroundings.cwd,
+            user=self._surroundings.user,
+            stdin=bool(request.stdin),
+        )
+        async with await self._control() as control:
+            session = await control.execute(settings)
+            try:
+                async with asyncio.timeout(request.timeout):
+                    return await _collect(session, request)
+            except TimeoutError as error:
+                await session.signal(_KILL)
+                raise Unavailable(
+                    f"the command did not end within {request.timeout:g} s and was killed", hint="give it more timeout"
+                ) from error
+
+    async def processes(self) -> list[ProcessStat]:
+        """See the port. The guest's kernel is asked through its image's shell."""
+        try:
+            result = await self.execute(ExecRequest(argv=("/bin/sh", "-c", _PROCESSES), timeout=_CONNECT))
+        except Invalid as error:
+            raise Unsupported("this image has no shell to ask for its processes") from error
+        text = result.stdout.decode(errors="replace")
+        if not text.endswith("end\n"):
+            raise Unsupported("this image has no shell to ask for its processes", hint="use `exec` with a tool that it has")
+        lines = text.splitlines()
+        pairs = zip(lines[:-1:2], lines[1:-1:2], strict=False)
+        return [process for stat, directory in pairs if (process := _process(stat, directory)) is not None]
+
+    async def detach(self) -> None:
+        """See the port."""
+        self._ending.cancel()
+        await asyncio.gather(self._ending, return_exceptions=True)
+        await self._machine.detach()
+
+    async def _ends_within(self, seconds: float) -> bool:
+        done, _ = await asyncio.wait((self._ending,), timeout=seconds)
+        return bool(done)
+
+    async def _control(self) -> GuestChannel:
+        return await GuestChannel.connect(self._machine.handle, _CONNECT, control=True)
+
+    async def _end(self) -> RunExit:
+        """Takes the command's output as it comes, until its end and the VMM's."""
+        try:
+            try:
+                async for output in self._machine.output():
+                    self._log.write(output.stream, output.data, output.offset)
+                exit = _as_run_exit(self._machine.exit)
+            except CastoffError as error:
+                exit = RunExit(code=-1, message=str(error))
+            await self._machine.close()
+            return exit
+        finally:
+            self._log.close()
+
+
+def _as_run_exit(exit: Exit | None) -> RunExit:
+    """None: it was killed."""
+    if exit is None:
+        return RunExit(code=128 + _KILL, signal=_KILL)
+    return RunExit(code=exit.code, signal=exit.signal, out_of_memory=exit.out_of_memory, message=exit.message)
+
+
+async def _collect(session: GuestSession, request: ExecRequest) -> ExecResult:
+    """Feeds a session and gathers what it writes; what is over the limit is taken and thrown away."""
+    kept = {1: bytearray(), 2: bytearray()}
+    feeding = asyncio.create_task(_feed(session, request.stdin)) if request.stdin else None
+    exit: Exit | None = None
+    try:
+        async for event in session.events():
+            if isinstance(event, Output):
+                kept[event.stream] += event.data[: max(0, request.limit - len(kept[event.stream]))]
+            elif isinstance(event, Exit):
+                exit = event
+    finally:
+        if feeding is not None:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+    if exit is None:
+        raise Unavailable("the machine ended before the command did")
+    if exit.message:
+        raise Invalid(f"the command cannot be executed: {exit.message}", hint="is it in the image?")
+    code = -1 if exit.signal else exit.code
+    return ExecResult(exit_code=code, exit_signal=exit.signal, stdout=bytes(kept[1]), stderr=bytes(kept[2]))
+
+
+async def _feed(session: GuestSession, data: bytes) -> None:
+    await session.send_stdin(data)
+    await session.close_stdin()
+
+
+def _process(stat: str, directory: str) -> ProcessStat | None:
+    """A line of /proc/PID/stat (proc(5)); None for one that is none: the guest is not to be believed."""
+    match = _STAT.match(stat[:4096])
+    if match is None:
+        return None
+    numbers = [int(word) for word in match[3].split()]
+    user, system, started, pages = numbers[10], numbers[11], numbers[18], numbers[20]
+    return ProcessStat(
+        pid=int(match[1]),
+        stime=system,
+        rtime=started,
+        cpu=user + system,
+        rss=pages * 4096,
+        command=match[2][:256],
+        directory=directory[:4096],
+    )

@@ -1,0 +1,72 @@
+"""Machines' logs: lines with time and stream, turned over when full, followed while they are written."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from castoff.agent.launch.logs import Logs
+
+MACHINE = "0123456789abcd"
+
+
+async def test_lines_of_two_streams(tmp_path: Path) -> None:
+    """Pieces become lines, each stream by itself; what is left at the end is one; what is no UTF-8 is shown."""
+    logs = Logs(tmp_path)
+    writer = logs.writer(MACHINE)
+    for stream, data, offset in ((1, b"a", 0), (2, b"err\n", 0), (1, b"b\r\nc\n\nd", 1), (2, b"\xff\n", 4)):
+        writer.write(stream, data, offset)
+    writer.close()
+    read = [(line.stream, line.message) async for line in logs.read(MACHINE)]
+    assert read == [(2, "err"), (1, "ab"), (1, "c"), (1, ""), (2, "�"), (1, "d")]
+    assert [line.message async for line in logs.read(MACHINE, tail=2)] == ["�", "d"]
+    assert [line async for line in logs.read("f" * 14)] == []
+    logs.remove(MACHINE)
+    logs.remove(MACHINE)
+    assert logs.machines() == []
+
+
+async def test_full_files_are_turned_over(tmp_path: Path) -> None:
+    """They are bounded in size and number; whoever follows misses nothing."""
+    logs = Logs(tmp_path)
+    writer = logs.writer(MACHINE)
+    writer.write(1, b"begin\n", 0)
+    seen: list[str] = []
+
+    async def follow() -> None:
+        async for line in logs.read(MACHINE, follow=True):
+            seen.append(line.message)  # noqa: PERF401 - looked at while it grows
+
+    following = asyncio.create_task(follow())
+    while not seen:
+        await asyncio.sleep(0.01)
+    numbered = [f"{number:06} {'x' * 9000}" for number in range(1200)]
+    for number, line in enumerate(numbered):
+        writer.write(1, line.encode() + b"\n", 6 + number * (len(line) + 1))
+    while len(seen) < 1201:
+        await asyncio.sleep(0.05)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert seen == ["begin", *numbered]
+    for number, line in enumerate(numbered * 4):
+        writer.write(2, line.encode() + b"\n", number * (len(line) + 1))
+    writer.close()
+    files = sorted(file.name for file in (tmp_path / MACHINE).iterdir())
+    assert files == ["1", "2", "3", "current", "written"]
+    assert sum(file.stat().st_size for file in (tmp_path / MACHINE).iterdir()) < 4 * (9 << 20)
+
+
+async def test_what_comes_again_is_written_once(tmp_path: Path) -> None:
+    """A guest repeats what was not acknowledged: a writer that resumes passes it over, up to the last whole line."""
+    logs = Logs(tmp_path)
+    killed = logs.writer(MACHINE)
+    killed.write(1, b"one\ntw", 0)
+    resumed = logs.writer(MACHINE, resume=True)
+    resumed.write(1, b"one\ntwo\n", 0)
+    resumed.write(2, b"err\n", 0)
+    resumed.close()
+    another_run = logs.writer(MACHINE)
+    another_run.write(1, b"one\n", 0)
+    another_run.close()
+    assert [line.message async for line in logs.read(MACHINE)] == ["one", "two", "err", "one"]
+    killed.close()
