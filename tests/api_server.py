@@ -6,7 +6,7 @@ import contextlib
 import hmac
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.api_stores import MemoryVolumes
 
 from castoff.api.auth import Grant
 from castoff.api.parts import ImageDescription, Parts
-from castoff.api.server import build_app, serving
+from castoff.api.server import Register, build_app, serving
 from castoff.errors import NotFound
 from castoff.fakes.launcher import FakeLauncher, World
 from castoff.lifecycle.apps import Apps
@@ -89,14 +89,14 @@ class Api:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, **settings: Any) -> AsyncIterator[Api]:
+async def running(directory: Path, register: Sequence[Register] = (), **settings: Any) -> AsyncIterator[Api]:
     """A server with the apps ``mine`` and ``other``; ``settings`` are AgentSettings'."""
     tcp, local = socket.socket(socket.AF_INET), socket.socket(socket.AF_UNIX)
     tcp.bind(("127.0.0.1", 0))
     local.bind(str(directory / "agent.sock"))
     async with contextlib.AsyncExitStack() as stack:
         parts = await stack.enter_async_context(_parts(directory, AgentSettings(**settings)))
-        await stack.enter_async_context(serving(build_app(parts), [tcp, local]))
+        await stack.enter_async_context(serving(build_app(parts, register), [tcp, local]))
         connector = aiohttp.TCPConnector(limit=0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         yield Api(parts, f"http://127.0.0.1:{tcp.getsockname()[1]}", directory / "agent.sock", session)

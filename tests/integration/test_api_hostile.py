@@ -10,7 +10,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 from tests.api_server import Api, running
+
+from castoff.api.auth import PUBLIC
+from castoff.errors import Invalid
 
 MACHINES = "/v1/apps/mine/machines"
 
@@ -197,3 +201,24 @@ async def test_paths_lead_nowhere(api: Api) -> None:
     """Names in a path are looked up, never opened."""
     for path in ("/v1/apps/..%2f..%2fetc/machines", f"{MACHINES}/%00", f"{MACHINES}/..%2f..", "/v1/apps/%ff/machines"):
         await api.ask("GET", path, status=404)
+
+
+async def test_a_stream_that_fails_breaks_off(tmp_path: Path) -> None:
+    """Its head has the request's id; an error in its midst is not written into it, and the client sees that it is not whole."""
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"one\n")
+        raise Invalid("in the midst")
+
+    def register(app: web.Application) -> None:
+        app.router.add_get("/stream", stream)
+        app[PUBLIC].add("/stream")
+
+    async with running(tmp_path, [register]) as api:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with api.session.get(f"{api.url}/stream") as answer:
+                assert answer.status == 200 and answer.headers["fly-request-id"]
+                await answer.read()
+        await api.ask("GET", MACHINES)

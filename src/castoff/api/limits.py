@@ -7,6 +7,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Final
 
 from aiohttp import web
@@ -46,6 +47,7 @@ class Rates:
         return 0.0 if taken else (1.0 - level) / self._per_second
 
 
+@lru_cache(1024)
 def client_of(address: str) -> str:
     """What counts as one client: an IPv4 address, or the /64 that one host has of IPv6."""
     try:

@@ -12,7 +12,8 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -57,6 +58,7 @@ def build_app(parts: Parts, register: Sequence[Register] = ()) -> web.Applicatio
     app[VIEWS] = MachineViews()
     app[CLIENT_TIMEOUT] = settings.client_timeout
     app[CONNECTIONS] = Connections(most=settings.connections, timeout=settings.client_timeout)
+    app.on_response_prepare.append(_stamp)
     app.add_routes(ROUTES)
     for add in register:
         add(app)
@@ -102,31 +104,47 @@ async def serving(
             await listener.wait_closed()
 
 
+@dataclass(slots=True)
+class _Exchange:
+    """A request and what became of it: its id, and whether an answer's head has been sent."""
+
+    identity: str
+    answered: bool = False
+
+
+_EXCHANGE: Final[Any] = getattr(web, "RequestKey", web.AppKey)("castoff.exchange", _Exchange)
+
+
+async def _stamp(request: web.Request, answer: web.StreamResponse) -> None:
+    exchange = request.get(_EXCHANGE)
+    if exchange is not None:
+        exchange.answered = True
+        answer.headers["fly-request-id"] = exchange.identity
+
+
 @web.middleware
 async def _answering(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """The outermost: whatever happens becomes an answer that clients can read, with an id that the log has as well."""
-    identity = f"{request.app[_ULIDS].next()}-{request.app[PARTS].settings.region}"
-    connections = request.app[CONNECTIONS]
-    transport = request.transport
+    """Whatever happens becomes an answer that clients can read, with an id that the log has as well."""
+    exchange = _Exchange(f"{request.app[_ULIDS].next()}-{request.app[PARTS].settings.region}")
+    request[_EXCHANGE] = exchange
+    connections, transport = request.app[CONNECTIONS], request.transport
     began = time.monotonic()
     connections.begins(transport)
     try:
-        answer = await _answer(request, handler, identity)
+        answer = await _answer(request, handler, exchange)
     finally:
         connections.ends(transport)
-    if not answer.prepared:
-        answer.headers["fly-request-id"] = identity
     _LOG.info(
         "%s %s %d",
         request.method,
-        request.path,
+        request.raw_path.partition("?")[0],  # as it was sent: escaped, and without what a query may tell
         answer.status,
-        extra={"request_id": identity, "milliseconds": round((time.monotonic() - began) * 1000, 1)},
+        extra={"request_id": exchange.identity, "milliseconds": round((time.monotonic() - began) * 1000, 1)},
     )
     return answer
 
 
-async def _answer(request: web.Request, handler: _Handler, identity: str) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: _Handler, exchange: _Exchange) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -136,15 +154,17 @@ async def _answer(request: web.Request, handler: _Handler, identity: str) -> web
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
-    except CastoffError as error:
-        if isinstance(error, Internal):
-            _LOG.exception("request %s failed", identity, extra={"request_id": identity})
-        return error_answer(error)
     except (ConnectionError, asyncio.CancelledError):
         raise
-    except Exception:
-        _LOG.exception("request %s failed", identity, extra={"request_id": identity})
-        return error_answer(Internal("castoff failed to answer this request", hint=f"its log has more under {identity}"))
+    except Exception as error:
+        if not isinstance(error, CastoffError) or isinstance(error, Internal):
+            _LOG.exception("request %s failed", exchange.identity, extra={"request_id": exchange.identity})
+        if exchange.answered:  # a stream: a second head would be taken for a part of it, so the client sees it break off
+            raise ConnectionAbortedError("the answer broke off") from error
+        if isinstance(error, CastoffError):
+            return error_answer(error)
+        hint = f"its log has more under {exchange.identity}"
+        return error_answer(Internal("castoff failed to answer this request", hint=hint))
 
 
 _WORDS: Final = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
