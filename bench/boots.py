@@ -1,4 +1,4 @@
-"""Two more lazy boots: a small HTTP server's to its first line, and one that is watched chunk by chunk until all is here."""
+"""More lazy boots: a small HTTP server's, one that is watched chunk by chunk until all is here, and one of an image that grew."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from bench import boot_chart
 from bench.boot_chart import Came
-from bench.lazy_lab import PROGRAM, Boot, Lab, lab
+from bench.lazy_lab import PROGRAM, Boot, Lab, lab, push
 from bench.measure import Failed, alternate
 from bench.results import Row, at_most
 from bench.stage import Stage
@@ -29,18 +30,20 @@ _IMAGE = "big"
 _SERVER = "import http.server as h, sys; s = h.HTTPServer(('127.0.0.1', 8000), h.SimpleHTTPRequestHandler)"
 _HTTP = ("python3", "-c", f"{_SERVER}; print('serving', flush=True)")
 """READY is its word that it listens; then it ends, so that the boot does."""
+_ECHO = ("sh", "-c", "echo ready")
 _STAYS = (*PROGRAM[:2], f"{PROGRAM[2]}; import time; time.sleep(600)")
 _SECONDS = 120
 
 
 def rows(stage: Stage) -> Iterable[Row]:
-    """Both, over one link of 200 Mbit/s."""
+    """All of them, over one link of 200 Mbit/s."""
     with lab(stage, _IMAGE) as found:
         found.far.shape(200)
         found.forget()
         found.publish(found.reference("plain", found.near.host))
         yield from _http(found)
         yield _watched(found)
+        yield _grown(found)
 
 
 def _record(found: Lab, program: tuple[str, ...]) -> None:
@@ -82,6 +85,29 @@ def _watched(found: Lab) -> Row:
         complete = time.perf_counter() - begun
     told = {"vmm": watch.vmm, "ready": ready, "complete": complete, "chunks": watch.chunks, "came": boot_chart.encode(watch.came)}
     return Row("boots", PICTURE, complete, "s", None, told)
+
+
+def _grown(found: Lab) -> Row:
+    """The same program, in a small image and in one that has 100 MB more: neither has a profile."""
+    images = {name: replace(found, image=name, digest=push(found.near, name, ("plain",))) for name in ("small", "grown")}
+
+    def boot(one: Lab) -> Boot:
+        one.forget()
+        return one.boot(one.reference("plain", one.far.host), settings=one.settings(), program=_ECHO)
+
+    packs = {}
+    for name, one in images.items():
+        one.forget()
+        one.publish(one.reference("plain", one.near.host))
+        boot(one)
+        packs[name] = one.packs()
+    taken = alternate({name: lambda one=one: boot(one) for name, one in images.items()}, rounds=5, discard=0)  # type: ignore[misc]
+    seconds = {name: [one.seconds for one in boots] for name, boots in taken.items()}
+    ratio = median(seconds["grown"]) / median(seconds["small"])
+    larger = packs["grown"] / packs["small"]
+    name = f"cold to READY (a shell), 200 Mbit/s, no profile: in an image {larger:.0f} times larger / small"
+    told = {"seconds": seconds, "packs": packs, "bytes": {name: [one.came for one in boots] for name, boots in taken.items()}}
+    return Row("boots", name, ratio, "x", at_most(1.1), told)
 
 
 class _Watch:

@@ -65,6 +65,13 @@ def _fleet(number: int) -> Callable[[Layout, Path], None]:
     return make_one
 
 
+def _grown(layout: Layout, scratch: Path) -> None:
+    """What ``small`` has, and 100 MB that nobody reads."""
+    layout.adopt(make("small"))
+    layout.add_layer(synthetic.filler(100_000_000), fast=True)
+    layout.finish("latest", {"Cmd": ["sh"], "Env": ["PATH=/bin"]})
+
+
 FLEET = tuple(f"fleet-{number}" for number in range(5))
 IMAGES = {
     "small": _small,
@@ -74,6 +81,7 @@ IMAGES = {
     "100mb": _synthetic(100_000_000),
     "1gb": _synthetic(1_000_000_000),
     "10gb": _synthetic(10_000_000_000),
+    "grown": _grown,
     **{name: _fleet(number) for number, name in enumerate(FLEET)},
 }
 
