@@ -17,6 +17,7 @@ from castoff.lifecycle.config import MachineConfig
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "compatibility.md").read_text()
 ROWS = re.findall(r"^\| `([^`]+)` \| (\w+) \| ?(.*?) ?\|$", DOCUMENT, re.MULTILINE)
+VOLUMES = "/v1/apps/{app}/volumes"
 SCHEMAS = json.loads((ROOT / "tests" / "specs" / "machines-openapi.json").read_text())["components"]["schemas"]
 
 
@@ -26,8 +27,10 @@ def test_every_route_stands_there_as_it_is_served() -> None:
     assert rows.keys() == {f"{route.method} {route.path}" for route in ROUTES}
     for name, (state, note) in rows.items():
         method, _, path = name.partition(" ")
-        assert state == ("refused" if (method, path) in UNSERVED else "works"), name
-        assert state == "works" or note == UNSERVED[method, path]
+        if (method, path) in UNSERVED:
+            assert (state, note) == ("refused", UNSERVED[method, path])
+        else:  # volumes depend on what the agent gives the API
+            assert state == "works" or (path.startswith(VOLUMES) and note), name
 
 
 def described(schema: dict[str, Any], prefix: str = "", depth: int = 2) -> set[str]:
