@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import resource
 from collections.abc import AsyncIterator
@@ -155,6 +156,17 @@ async def test_huge_bodies_are_refused(api: Api) -> None:
         assert answer.status == 413
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
     await api.ask("GET", MACHINES)
+
+
+async def test_a_small_body_that_unpacks_into_a_huge_one_is_refused(api: Api) -> None:
+    """The limit is for what a body is, not for how it is packed."""
+    bomb = gzip.compress(b" " * (64 * 1024 * 1024), 9)
+    assert len(bomb) < 100_000
+    headers = {"Authorization": "Bearer operator", "Content-Encoding": "gzip"}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with api.session.post(f"{api.url}{MACHINES}", data=bomb, headers=headers) as answer:
+        assert answer.status in (400, 413)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 48 * 1024
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(slow: Api) -> None:
