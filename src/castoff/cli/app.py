@@ -24,6 +24,8 @@ COMMANDS = {
     "profile": "Look at boot profiles: what machines of an image read before they were ready.",
     "image": "Look at images and what of them is here.",
     "machine": "List machines, and remove those that were kept.",
+    "agent": "Run the host's service: the Machines API, and machines that outlive it.",
+    "token": "Make, list and revoke tokens of the agent's API.",
     "store": "Look after what castoff keeps on this host.",
     "trust": "List, add and remove the keys whose artifacts count on this host.",
     "key": "Show the key that this host signs artifacts with.",

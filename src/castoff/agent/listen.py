@@ -1,0 +1,116 @@
+"""Where the agent listens: a unix socket for this host's operator, an address for everybody else; and that it is alone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from castoff.errors import Conflict, Invalid, Unavailable
+from castoff.lifecycle.settings import AgentSettings
+from castoff.vmm.sockets import listen_unix
+
+__all__ = ["SOCKET", "agent_directory", "alone", "bind", "parse_listen", "tls_context"]
+
+SOCKET = "agent.sock"
+
+
+def agent_directory(state: Path) -> Path:
+    """The agent's own directory, for its user only; made where it is missing."""
+    directory = state / "agent"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory.chmod(0o700)
+    return directory
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """One agent a state directory, for the block; the kernel lets go of it when the process ends, however it does.
+
+    Raises:
+        Conflict: Another one runs.
+    """
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"an agent runs already over {directory.parent}", hint="stop it, or give this one another --state"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def parse_listen(settings: AgentSettings) -> tuple[str, int] | None:
+    """Address and port of ``agent.listen``; None where it is empty.
+
+    Raises:
+        Invalid: It is neither, or an address beyond loopback without TLS.
+    """
+    if not settings.listen:
+        return None
+    host, colon, port = settings.listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise Invalid(f"agent.listen: {settings.listen!r} is not ADDRESS:PORT", hint="127.0.0.1:4280, for instance") from error
+    if not colon or not port.isascii() or not port.isdigit() or not 0 <= int(port) < 65536:
+        raise Invalid(f"agent.listen: {settings.listen!r} has no port", hint="127.0.0.1:4280, for instance")
+    if not address.is_loopback and (settings.tls_certificate is None or settings.tls_key is None):
+        raise Invalid(
+            f"agent.listen: {host} is beyond loopback, and tokens must not travel in the clear",
+            hint="set agent.tls_certificate and agent.tls_key, or listen at 127.0.0.1 behind a proxy that has TLS",
+        )
+    return host, int(port)
+
+
+def tls_context(settings: AgentSettings) -> ssl.SSLContext | None:
+    """TLS as the settings have it; None where they have none.
+
+    Raises:
+        Invalid: A file is missing or broken, or one of the two is not set.
+    """
+    if settings.tls_certificate is None and settings.tls_key is None:
+        return None
+    if settings.tls_certificate is None or settings.tls_key is None:
+        raise Invalid("agent.tls_certificate and agent.tls_key belong together", hint="set both, or none")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise Invalid(
+            f"agent.tls_certificate {settings.tls_certificate}: {error}", hint="PEM files, the key without a password"
+        ) from error
+    return context
+
+
+def bind(settings: AgentSettings, directory: Path) -> list[socket.socket]:
+    """The sockets, bound: the unix one first.
+
+    Raises:
+        Unavailable: The address is taken, or not this host's.
+        Invalid: As :func:`parse_listen`.
+    """
+    where = parse_listen(settings)
+    sockets = [listen_unix(directory / SOCKET)]
+    if where is None:
+        return sockets
+    family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
+    tcp = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind(where)
+    except OSError as error:
+        tcp.close()
+        sockets[0].close()
+        raise Unavailable(f"agent.listen: {settings.listen}: {error.strerror}", hint="is another program there?") from error
+    return [*sockets, tcp]

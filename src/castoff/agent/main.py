@@ -1,0 +1,136 @@
+"""The agent: everything wired, in the order in which it starts. What ends it ends in the opposite order; machines go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from castoff.agent.images import HostImages
+from castoff.agent.launch.launcher import HostLauncher
+from castoff.agent.launch.logs import Logs
+from castoff.agent.listen import SOCKET, agent_directory, alone, bind, tls_context
+from castoff.agent.observe import ObservedLauncher
+from castoff.agent.reconcile import reconcile_forever
+from castoff.agent.routes import counted, log_routes
+from castoff.agent.tracing import Tracer
+from castoff.agent.volumes import NoVolumes
+from castoff.api.creates import Creates, CreateSink
+from castoff.api.hydration import count_hydration
+from castoff.api.metrics import Metrics, StoreGauge
+from castoff.api.page import Page, add_page
+from castoff.api.parts import Parts
+from castoff.api.server import build_app, serving
+from castoff.api.stream import MachineStream
+from castoff.api.tokens import Tokens
+from castoff.config import Config
+from castoff.host import Host
+from castoff.lifecycle.apps import Apps
+from castoff.lifecycle.database import Database
+from castoff.lifecycle.machines import Machines
+from castoff.lifecycle.secrets import Secrets
+
+__all__ = ["Agent", "database_path", "running"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """A running agent.
+
+    Attributes:
+        socket: Its unix socket.
+        address: ``ADDRESS:PORT`` that it listens at besides; empty: none.
+        token: The first token's text, at the first start of all; empty later.
+        machines: The machines.
+    """
+
+    socket: Path
+    address: str
+    token: str
+    machines: Machines
+
+
+def database_path(state: Path) -> Path:
+    """The agent's database in a state directory."""
+    return state / "castoff.db"
+
+
+@contextlib.asynccontextmanager
+async def running(config: Config, *, notice: Callable[[str], None] = lambda line: None) -> AsyncIterator[Agent]:
+    """An agent over ``config.state``, which serves for the block.
+
+    Args:
+        config: The configuration.
+        notice: Called with a line for people.
+
+    Raises:
+        Conflict: Another agent runs there.
+        CastoffError: The configuration is broken, or something that it needs is.
+    """
+    settings = config.agent
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        tls = tls_context(settings)
+        directory = await asyncio.to_thread(agent_directory, config.state)
+        stack.enter_context(alone(directory))
+        host = await enter(Host.open(config=config, notice=notice))
+        is_first = not database_path(config.state).exists()
+        database = await enter(Database.open(database_path(config.state)))
+        tokens, apps, secrets, volumes = Tokens(database), Apps(database), Secrets(database), NoVolumes()
+        await apps.load()
+        token = (await tokens.create(name="first"))[1] if is_first else ""
+
+        metrics = Metrics()
+        sinks: list[CreateSink] = [metrics]
+        if settings.otlp_endpoint:
+            sinks.append(await enter(Tracer.open(settings.otlp_endpoint, notice=notice)))
+        creates = Creates(sinks)
+        logs = Logs(directory / "logs")
+        launcher = ObservedLauncher(HostLauncher(host, logs, settings.rootfs_directories), creates)
+        machines = await enter(
+            Machines.open(database, launcher, secrets=secrets, volumes=volumes, region=settings.region, notice=notice)
+        )
+        await enter(_beside(reconcile_forever(machines, launcher, logs, notice)))
+
+        stream = await enter(MachineStream.open(machines))
+        metrics.watch(machines, stream)
+        gauges = StoreGauge(metrics, host.usage, host.store.free, partial(count_hydration, host.store.machines))
+        page = Page(
+            machines=machines,
+            stream=stream,
+            creates=creates,
+            metrics=metrics,
+            store=host.store.root,
+            usage=host.usage,
+            gauges=gauges,
+            hosts=settings.hosts,
+        )
+        parts = Parts(
+            machines=machines,
+            apps=apps,
+            volumes=volumes,
+            secrets=secrets,
+            authenticator=tokens,
+            images=HostImages(host),
+            settings=settings,
+        )
+        app = build_app(parts, [counted(metrics, creates), log_routes(logs), partial(add_page, page=page)])
+        sockets = bind(settings, directory)
+        address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""
+        await enter(serving(app, sockets, tls=tls))
+        yield Agent(socket=directory / SOCKET, address=address, token=token, machines=machines)
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs ``work`` beside the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,55 @@
+"""What nobody knows any more is removed, at the agent's start and every minute: machines on disk without a row, logs without
+a machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from castoff.agent.launch.logs import Logs
+from castoff.errors import CastoffError
+from castoff.lifecycle.launcher import Launcher
+from castoff.lifecycle.machines import Machines
+from castoff.lifecycle.states import State
+
+__all__ = ["Reconciled", "reconcile", "reconcile_forever"]
+
+_EVERY: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What was removed."""
+
+    machines: int
+    logs: int
+
+
+async def reconcile(machines: Machines, launcher: Launcher, logs: Logs, notice: Callable[[str], None]) -> Reconciled:
+    """Removes what is left of machines that are not, or are destroyed. What cannot be is told of, and tried again."""
+    on_disk, logged = await launcher.machines(), await asyncio.to_thread(logs.machines)
+    known = {machine.id: machine.state for machine in machines.list(include_deleted=True)}  # after: what is new is known
+    removed = 0
+    for machine in on_disk:
+        if known.get(machine, State.DESTROYED) != State.DESTROYED:
+            continue
+        try:
+            await launcher.discard(machine)
+            removed += 1
+        except CastoffError as error:
+            notice(f"machine {machine} is nobody's and cannot be removed: {error}")
+    stale = [name for name in logged if name not in known]
+    for name in stale:
+        await asyncio.to_thread(logs.remove, name)
+    return Reconciled(removed, len(stale))
+
+
+async def reconcile_forever(machines: Machines, launcher: Launcher, logs: Logs, notice: Callable[[str], None]) -> None:
+    """Does so every minute."""
+    while True:
+        found = await reconcile(machines, launcher, logs, notice)
+        if found.machines or found.logs:
+            notice(f"removed what was left: {found.machines} machines, {found.logs} logs")
+        await asyncio.sleep(_EVERY)

@@ -1,0 +1,62 @@
+"""What the agent adds to the API: machines' logs, castoff's own extension, and the counting of requests and creates."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from castoff.agent.launch.logs import Logs
+from castoff.api import body
+from castoff.api.creates import Creates
+from castoff.api.metrics import Metrics
+from castoff.api.parts import PARTS
+from castoff.api.server import Register
+
+__all__ = ["counted", "log_routes"]
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_MACHINES: Final = "/v1/apps/{app}/machines"
+_TAIL: Final = 100
+_MOST: Final = 10_000
+
+
+def log_routes(logs: Logs) -> Register:
+    """``GET /v1/apps/{app}/machines/{id}/logs?tail=N&follow=true``: JSON lines with ``t`` (Unix milliseconds), ``s`` (1 stdout, 2
+    stderr) and ``m``."""
+
+    async def read(request: web.Request) -> web.StreamResponse:
+        machine = request.app[PARTS].machines.get(request.match_info["app"], request.match_info["id"])
+        tail = body.number(request, "tail", default=_TAIL, least=0, most=_MOST)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+        await response.prepare(request)
+        async for line in logs.read(machine.id, tail=tail, follow=body.flag(request, "follow")):
+            await response.write(msgspec.json.encode(line) + b"\n")
+        await response.write_eof()
+        return response
+
+    def add(app: web.Application) -> None:
+        app.router.add_get(f"{_MACHINES}/{{id}}/logs", read)
+
+    return add
+
+
+def counted(metrics: Metrics, creates: Creates) -> Register:
+    """Requests are counted, and what a request for a machine begins is its create."""
+
+    @web.middleware
+    async def asked(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        if request.method != "POST" or resource is None or resource.canonical != _MACHINES:
+            return await handler(request)
+        with creates.asked(request.match_info["app"]):
+            return await handler(request)
+
+    def add(app: web.Application) -> None:
+        app.middlewares.insert(0, metrics.count_requests)
+        app.middlewares.append(asked)
+
+    return add

@@ -1,0 +1,109 @@
+"""``castoff agent``: the host's long-running service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from castoff.cli.app import Group
+from castoff.cli.exits import printable
+from castoff.cli.globals import Globals
+
+if TYPE_CHECKING:
+    from castoff.config import Config
+
+__all__ = ["command"]
+
+
+@click.group(cls=Group, invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
+    """Run the agent: the Machines API, and machines that outlive it. It stays in the foreground; SIGTERM ends it."""
+    if context.invoked_subcommand is None:
+        _serve(context.obj)
+
+
+@command.command("check-config")
+@click.pass_obj
+def check_config(shared: Globals) -> None:
+    """Check the agent's configuration: its settings, its TLS files, its address. Starts nothing."""
+    from castoff.agent.listen import parse_listen, tls_context
+    from castoff.agent.tracing import check_endpoint
+    from castoff.errors import Invalid
+
+    config = shared.load()
+    where = parse_listen(config.agent)
+    tls = tls_context(config.agent)
+    if config.agent.otlp_endpoint:
+        check_endpoint(config.agent.otlp_endpoint)
+    for directory in config.agent.rootfs_directories:
+        if not directory.is_absolute() or not directory.is_dir():
+            raise Invalid(f"agent.rootfs_directories: {directory} is not the absolute path of a directory")
+    answer = {"state": str(config.state), "listen": config.agent.listen, "tls": tls is not None}
+    shared.answer(answer, lambda: f"the configuration is good: state {config.state}, {_place(where)}{' with TLS' if tls else ''}")
+
+
+def _place(where: tuple[str, int] | None) -> str:
+    return "the unix socket only" if where is None else f"port {where[1]} of {where[0]}"
+
+
+def _serve(shared: Globals) -> None:
+    from castoff.cli.loop import complete
+
+    _log_to_stderr(shared)
+    complete(_run(shared, shared.load()))
+
+
+async def _run(shared: Globals, config: Config) -> None:
+    from castoff.agent.main import running
+    from castoff.agent.notify import notify
+
+    log = logging.getLogger("castoff.agent")
+    async with running(config, notice=lambda line: log.info("%s", line)) as agent:
+        if agent.token:
+            print(f"castoff: the first token, told this once: {agent.token}", file=sys.stderr, flush=True)
+        log.info("listening at %s%s", agent.socket, f" and {agent.address}" if agent.address else "")
+        notify("READY=1")
+        try:
+            await asyncio.get_running_loop().create_future()  # a signal cancels it
+        finally:
+            notify("STOPPING=1")
+
+
+class _Lines(logging.Formatter):
+    """One line a record: JSON for machines, plain for people. Text from clients is escaped."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        for name in ("request_id", "milliseconds"):
+            if hasattr(record, name):
+                fields[name] = getattr(record, name)
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        if self._as_json:
+            return json.dumps(fields)
+        text = f"{fields['time']} {printable(fields['message'])}"
+        return f"{text}\n{fields['traceback']}" if record.exc_info else text
+
+
+def _log_to_stderr(shared: Globals) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines(as_json=shared.json or not sys.stderr.isatty()))
+    root = logging.getLogger("castoff")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING if shared.quiet else logging.INFO)
+    root.propagate = False

@@ -1,0 +1,156 @@
+"""The agent as a process: it starts with no configuration, its machines outlive it, and only who may gets in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from agents import agent, asked
+from machines import Castoff, castoff_state, eventually
+
+
+@pytest.fixture(name="state", scope="module")
+def _state(kernels: Path) -> Iterator[Castoff]:
+    with castoff_state(kernels) as state:
+        directory = state.state.parent
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        config = directory / "agent.toml"
+        config.write_text(f'[agent]\nlisten = "127.0.0.1:{port}"\n')
+        yield Castoff(state.state, state.image, config)
+
+
+async def test_a_machine_through_the_api_outlives_the_agent(state: Castoff) -> None:
+    """Create, exec, logs; kill -9 of the agent; the next one has it all, stops it and removes every trace."""
+    script = "echo hello $FLY_APP_NAME $SECRET; while read x; do :; done </dev/zero & wait; sleep 1000"
+    config = {"image": state.image, "init": {"exec": ["sh", "-c", script]}, "stop_config": {"signal": "SIGTERM"}}
+    with agent(state) as first:
+        async with first.client() as api:
+            await asked(api, "POST", "/v1/apps", {"name": "shop", "org_slug": "personal"}, status=201)
+            await asked(api, "POST", "/v1/apps/shop/secrets", {"values": {"SECRET": "s3cret"}})
+            machine = await asked(api, "POST", "/v1/apps/shop/machines", {"name": "web", "config": config})
+            one = f"/v1/apps/shop/machines/{machine['id']}"
+            await asked(api, "GET", f"{one}/wait?state=started&timeout=60")
+            done = await asked(api, "POST", f"{one}/exec", {"cmd": "sh -c 'echo $SECRET; exit 3'"})
+            assert (done["exit_code"], done["stdout"]) == (3, "s3cret\n")
+            assert {process["command"] for process in await asked(api, "GET", f"{one}/ps")} >= {"sh"}
+        first.kill()
+        assert "s3cret" not in first.said
+    with agent(state) as second:
+        async with second.client() as api:
+            listed = await asked(api, "GET", "/v1/apps/shop/machines")
+            assert [(found["id"], found["state"]) for found in listed] == [(machine["id"], "started")]
+            assert [event["type"] for event in listed[0]["events"]] == ["start", "start", "launch"]
+            assert (await asked(api, "POST", f"{one}/exec", {"cmd": "echo again"}))["stdout"] == "again\n"
+            async with api.get(f"{one}/logs") as log:
+                assert [json.loads(line)["m"] async for line in log.content] == ["hello shop s3cret"]
+            await asked(api, "POST", f"{one}/stop", {"timeout": "1s"})
+            await asked(api, "GET", f"{one}/wait?state=stopped&timeout=60")
+            events = await asked(api, "GET", f"{one}/events")
+            assert events[0]["request"]["exit_event"]["requested_stop"] is True
+            await asked(api, "DELETE", one)
+            await asked(api, "GET", f"{one}/wait?state=destroyed&timeout=60")
+            assert await asked(api, "GET", "/v1/apps/shop/machines") == []
+            assert state.machines == []
+            metrics = await (await api.get("http://127.0.0.1/metrics")).text()
+            assert 'castoff_machines{state="started"} 0.0' in metrics
+
+
+async def test_who_may(state: Castoff, tmp_path: Path) -> None:
+    """Over TCP a token is needed; one for reading changes nothing; a revoked one is worthless at once."""
+    assert state.config is not None
+    base = "http://" + state.config.read_text().split('"')[1]
+    reading = state.json("token", "create", "--name", "reader", "--read-only", "--ttl", "1h")
+    writing = state.json("token", "create", "--name", "writer")
+    with agent(state):
+        async with aiohttp.ClientSession(base) as api:
+            await asked(api, "GET", "/v1/apps", status=401)
+            for scheme in ("Bearer", "FlyV1"):
+                api.headers["Authorization"] = f"{scheme} {reading['token']}"
+                await asked(api, "GET", "/v1/apps")
+                await asked(api, "POST", "/v1/apps", {"name": "no", "org_slug": "personal"}, status=403)
+            api.headers["Authorization"] = f"Bearer {writing['token']}"
+            await asked(api, "POST", "/v1/apps", {"name": "yes", "org_slug": "personal"}, status=201)
+            config = {"image": state.image}
+            await asked(api, "POST", "/v1/apps/yes/machines", {"config": config}, status=400)  # an image of the host's disk
+            assert state("token", "revoke", writing["id"]).returncode == 0
+            await asked(api, "GET", "/v1/apps", status=401)
+    listed = state.json("token", "list")
+    assert {token["name"] for token in listed} == {"first", "reader"}
+    for secret in (reading["token"], writing["token"]):
+        assert secret.encode() not in (state.state / "castoff.db").read_bytes()
+
+
+def test_what_an_agent_refuses(state: Castoff, tmp_path: Path) -> None:
+    """A second one over the same state; an address beyond loopback without TLS; settings that are none."""
+    with agent(state):
+        second = state("agent", timeout=30)
+        assert second.returncode != 0
+        assert b"an agent runs already" in second.stderr
+    for text, error in (
+        ('[agent]\nlisten = "0.0.0.0:4280"\n', b"beyond loopback"),
+        ('[agent]\nlisten = "here"\n', b"ADDRESS:PORT"),
+        ("[agent]\nlissen = 1\n", b"lissen"),
+        ('[agent]\nrootfs_directories = ["/no/such"]\n', b"/no/such"),
+        ('[agent]\ntls_certificate = "/no/such"\n', b"belong together"),
+        ('[agent]\notlp_endpoint = "ftp://x"\n', b"otlp_endpoint"),
+    ):
+        config = tmp_path / "agent.toml"
+        config.write_text(text)
+        done = Castoff(state.state, state.image, config)("agent", "check-config")
+        assert done.returncode != 0
+        assert error in done.stderr
+    assert state.json("agent", "check-config")["tls"] is False
+
+
+async def test_kills_under_load_lose_nothing_that_was_acknowledged(state: Castoff) -> None:
+    """The agent dies at random instants while clients create, name and destroy: what was answered holds."""
+    dice = random.Random(7)
+    there: dict[str, str] = {}
+    gone: set[str] = set()
+
+    async def load(api: aiohttp.ClientSession) -> None:
+        number = 0
+        while True:
+            number += 1
+            config = {"image": state.image, "metadata": {"number": "0"}}
+            made = await asked(api, "POST", "/v1/apps/load/machines", {"config": config, "skip_launch": True})
+            there[made["id"]] = "0"
+            one = f"/v1/apps/load/machines/{made['id']}"
+            if number % 2:
+                await asked(api, "POST", f"{one}/metadata/number", {"value": str(number)}, status=204)
+                there[made["id"]] = str(number)
+            if number % 3 == 0:
+                del there[made["id"]]
+                await asked(api, "DELETE", one)
+                gone.add(made["id"])
+
+    for round_ in range(4):
+        with agent(state) as running:
+            async with running.client() as api:
+                if round_ == 0:
+                    await asked(api, "POST", "/v1/apps", {"name": "load", "org_slug": "personal"}, status=201)
+                listed = {found["id"]: found for found in await asked(api, "GET", "/v1/apps/load/machines")}
+                assert not gone & set(listed)
+                assert {id: listed[id]["config"]["metadata"]["number"] for id in there if there[id] != "0"} == {
+                    id: number for id, number in there.items() if number != "0"
+                }
+                assert set(there) <= set(listed)
+                clients = [asyncio.create_task(load(api)) for _ in range(4)]
+                await asyncio.sleep(0.3 + dice.random())
+                running.kill()
+                await asyncio.gather(*clients, return_exceptions=True)
+    assert len(there) > 20
+    with agent(state) as last:
+        async with last.client() as api:
+            for id in {found["id"] for found in await asked(api, "GET", "/v1/apps/load/machines")}:
+                await asked(api, "DELETE", f"/v1/apps/load/machines/{id}?force=true")
+            eventually("nothing is left", lambda: state.machines == [])
