@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal as signals
 
-from castoff.errors import NotFound, Unavailable
+from castoff.errors import Conflict, NotFound, Unavailable
 from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launch, ProcessStat, Run, RunExit
 from castoff.machine.model import MachineId
@@ -22,6 +23,12 @@ class World:
         launches: Every launch, in order.
         missing: Images that do not exist.
         failing: Images whose launch fails.
+        hanging: Images whose launch takes for ever.
+        ending: Images whose command ends at once, with that exit code.
+        stubborn: Images whose command heeds no signal.
+        suspended: Machines whose memory is kept.
+        resumed: How often a machine went on from its memory.
+        unreachable: Machines of which nobody can tell whether they run.
     """
 
     def __init__(self) -> None:
@@ -30,6 +37,12 @@ class World:
         self.launches: list[Launch] = []
         self.missing: set[str] = set()
         self.failing: set[str] = set()
+        self.hanging: set[str] = set()
+        self.ending: dict[str, int] = {}
+        self.stubborn: set[str] = set()
+        self.suspended: set[str] = set()
+        self.resumed: dict[str, int] = {}
+        self.unreachable: set[str] = set()
 
     def exit(self, machine: str, code: int = 0, *, out_of_memory: bool = False) -> None:
         """A machine's command ends by itself."""
@@ -61,6 +74,12 @@ class FakeRun:
 
     async def stop(self, signal: int, grace: float) -> None:
         """See the port."""
+        if self.launch.config.image in self._world.stubborn and signal != signals.SIGKILL:
+            try:
+                await asyncio.wait_for(self._ended.wait(), grace)
+            except TimeoutError:
+                await self.kill()
+            return
         self.end(RunExit(code=128 + signal, signal=signal))
 
     async def kill(self) -> None:
@@ -69,6 +88,8 @@ class FakeRun:
 
     async def signal(self, number: int) -> None:
         """See the port."""
+        if self._exit is not None:
+            raise Unavailable("the machine ended")
         self.signals.append(number)
 
     async def execute(self, request: ExecRequest) -> ExecResult:
@@ -83,6 +104,9 @@ class FakeRun:
 
     async def suspend(self) -> None:
         """See the port."""
+        if self._exit is not None:
+            raise Unavailable("the machine ended")
+        self._world.suspended.add(self.launch.machine)
         self.end(RunExit(code=-1, message="suspended"))
 
     async def detach(self) -> None:
@@ -111,15 +135,29 @@ class FakeLauncher:
     async def launch(self, launch: Launch) -> Run:
         """See the port."""
         await asyncio.sleep(0)
-        if launch.config.image in self._world.failing:
-            raise Unavailable(f"{launch.config.image} does not boot")
-        self._world.launches.append(launch)
-        self._world.disks[launch.machine] = self._world.disks.get(launch.machine, 0) + launch.fresh
-        run = self._world.running[launch.machine] = FakeRun(self._world, launch)
+        world, image = self._world, launch.config.image
+        if launch.machine in world.running:
+            raise Conflict(f"machine {launch.machine} runs already")
+        await self.resolve(image)
+        if image in world.failing:
+            raise Unavailable(f"{image} does not boot")
+        if image in world.hanging:
+            await asyncio.Event().wait()
+        world.launches.append(launch)
+        if launch.resume and launch.machine in world.suspended:
+            world.resumed[launch.machine] = world.resumed.get(launch.machine, 0) + 1
+        else:
+            world.disks[launch.machine] = world.disks.get(launch.machine, 0) + launch.fresh
+        world.suspended.discard(launch.machine)
+        run = world.running[launch.machine] = FakeRun(world, launch)
+        if image in world.ending:
+            run.end(RunExit(code=world.ending[image]))
         return run
 
     async def reattach(self, launch: Launch) -> Run | None:
         """See the port."""
+        if launch.machine in self._world.unreachable:
+            raise Unavailable(f"machine {launch.machine} does not answer")
         return self._world.running.get(launch.machine)
 
     async def discard(self, machine: MachineId) -> None:
@@ -127,6 +165,7 @@ class FakeLauncher:
         if machine in self._world.running:
             await self._world.running[machine].kill()
         self._world.disks.pop(machine, None)
+        self._world.suspended.discard(machine)
 
     async def machines(self) -> list[MachineId]:
         """See the port."""

@@ -33,6 +33,7 @@ class Board:
         self.database = database
         self.ulids = Ulids()
         self._machines: dict[str, Machine] = {}
+        self._names: dict[tuple[str, str], str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._subscribers: set[asyncio.Queue[Change | None]] = set()
@@ -40,7 +41,7 @@ class Board:
     async def load(self) -> None:
         """Reads what an earlier agent wrote."""
         for machine in await self.database.read(load_machines):
-            self._machines[machine.id] = machine
+            self._keep(machine)
             for known in (machine.version, *(event.id for event in machine.events[:1])):
                 self.ulids.after(known)
 
@@ -57,6 +58,10 @@ class Board:
         if found is None or app not in (None, found.app):
             raise NotFound(f"machine not found: {machine[:80]!r}", hint="list the app's machines")
         return found
+
+    def named(self, app: str, name: str) -> bool:
+        """Whether an app has a machine of a name, which a destroyed one has not."""
+        return (app, name) in self._names
 
     def event(self, kind: str, status: State, source: str = "flyd", request: dict[str, Any] | None = None) -> Event:
         """An event of now."""
@@ -102,8 +107,16 @@ class Board:
 
     async def _write(self, after: Machine, before: Machine | None) -> None:
         await self.database.write(lambda connection: save_machine(connection, after, before))
-        self._machines[after.id] = after
+        self._keep(after)
         self._tell(Change(machine=after))
+
+    def _keep(self, machine: Machine) -> None:
+        self._machines[machine.id] = machine
+        named = (machine.app, machine.name)
+        if machine.state != State.DESTROYED:
+            self._names[named] = machine.id
+        elif self._names.get(named) == machine.id:
+            del self._names[named]
 
     async def forget(self, machine: Machine) -> None:
         """Drops a machine that was destroyed."""
@@ -115,13 +128,13 @@ class Board:
     async def wait(
         self, machine: Machine, *, states: Collection[State], version: str | None, after_event: str | None, timeout: float
     ) -> Waited:
-        """Waits until a machine is in one of ``states``.
+        """Waits, without polling, until a machine is in one of ``states``.
 
         Args:
             machine: Which.
             states: Those.
             version: Only as this version of it; None: any.
-            after_event: Only by an event after this one; None: as it is already, too.
+            after_event: Only by an event after this one, also where the machine has left that state meanwhile; None: as it is.
             timeout: Seconds.
 
         Raises:
@@ -135,9 +148,9 @@ class Board:
             async with asyncio.timeout(timeout):
                 while True:
                     now = self.get(None, machine.id)
-                    last = now.events[0].id if now.events else ""
-                    if now.state in states and version in (None, now.version) and last > (after_event or ""):
-                        return Waited(state=now.state, version=now.version, event_id=last)
+                    reached = _reached(now, states, after_event) if version in (None, now.version) else None
+                    if reached is not None:
+                        return reached
                     woken.clear()
                     await woken.wait()
         except TimeoutError as error:
@@ -170,3 +183,15 @@ class Board:
                 while True:
                     queue.get_nowait()
             queue.put_nowait(None)
+
+
+def _reached(machine: Machine, states: Collection[State], after_event: str | None) -> Waited | None:
+    """What a waiter is told, or None while it has to wait."""
+    last = machine.events[0].id if machine.events else ""
+    if machine.state in states and last > (after_event or ""):
+        return Waited(state=machine.state, version=machine.version, event_id=last)
+    if after_event is not None:
+        for event in machine.events:
+            if event.id > after_event and event.status in states:
+                return Waited(state=State(event.status), version=machine.version, event_id=event.id)
+    return None

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from castoff.errors import CastoffError, Internal, Invalid, NoSpace
+from castoff.errors import CastoffError, Internal, Invalid, NoSpace, Unavailable
 from castoff.lifecycle.schema import STEPS
 
 __all__ = ["Database"]
@@ -37,6 +37,7 @@ class Database:
         self._reader = reader
         self._reading = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._write_all, name="database", daemon=True)
 
     @classmethod
@@ -53,6 +54,7 @@ class Database:
         try:
             yield database
         finally:
+            database._closed = True  # on the loop, as every write is queued on it: nothing comes after the end
             database._queue.put(None)
             await asyncio.to_thread(database._thread.join)
             database._writer.close()
@@ -74,7 +76,10 @@ class Database:
 
         Raises:
             CastoffError: The disk refused, or what ``work`` raised.
+            Unavailable: The database was closed.
         """
+        if self._closed:
+            raise Unavailable(f"{self._path} is closed", hint="the agent ends: ask its successor")
         answer: Future[T] = Future()
         self._queue.put((work, answer))
         return await asyncio.wrap_future(answer)
@@ -106,6 +111,8 @@ class Database:
 
     def _commit(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], Future[Any]]]) -> None:
         done: list[tuple[Future[Any], Any]] = []
+        for _, answer in batch:
+            answer.set_running_or_notify_cancel()  # from here on nobody can cancel it, which would end this thread
         try:
             with _errors(self._path):
                 self._writer.execute("BEGIN IMMEDIATE")
@@ -120,7 +127,7 @@ class Database:
                     answer.set_exception(error)
             return
         for answer, result in done:
-            if answer.set_running_or_notify_cancel():
+            if not answer.cancelled():
                 answer.set_result(result)
 
     def _one(self, work: Callable[[sqlite3.Connection], Any], answer: Future[Any], done: list[tuple[Future[Any], Any]]) -> None:
@@ -130,7 +137,7 @@ class Database:
                 done.append((answer, work(self._writer)))
         except Exception as error:  # what the caller's own code raised is the caller's
             self._writer.execute("ROLLBACK TO one")
-            if answer.set_running_or_notify_cancel():
+            if not answer.cancelled():
                 answer.set_exception(error)
         finally:
             self._writer.execute("RELEASE one")

@@ -30,11 +30,13 @@ class Launch:
         name: Its name, and host name unless the configuration has one.
         app: The app that it belongs to.
         version: The configuration's version: a ULID.
+        digest: Of the image, when that version was made: this one boots, wherever its tag has moved since. Empty: not known.
         config: What it shall run, and how.
         env: Variables on top of the image's and under ``config.env``: the app's secrets, FLY_* and CASTOFF_*.
         files: Written into the root filesystem before the command starts: ``config.files``, with their secrets looked up.
         volumes: For each of ``config.mounts``, in order: the file or block device that holds the volume.
         fresh: Whether the root filesystem begins anew; else it goes on as the last run left it, where it is still here.
+        resume: Whether the machine goes on from its memory, where that was kept; else what was kept of it is dropped.
     """
 
     machine: MachineId
@@ -42,10 +44,12 @@ class Launch:
     app: str
     version: str
     config: MachineConfig
+    digest: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     files: tuple[GuestFile, ...] = ()
     volumes: tuple[str, ...] = ()
     fresh: bool = True
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +153,7 @@ class Suspendable(Protocol):
     """A run whose VMM can keep its memory in a file."""
 
     async def suspend(self) -> None:
-        """Writes memory and devices down durably and ends the VMM; ``Launcher.launch`` with ``fresh`` off goes on from there.
+        """Writes memory and devices down durably and ends the VMM; ``Launcher.launch`` with ``resume`` goes on from there.
 
         Raises:
             Unsupported: It cannot be done with this machine; it goes on running.
@@ -186,7 +190,14 @@ class Launcher(Protocol):
         ...
 
     async def reattach(self, launch: Launch) -> Run | None:
-        """Takes up a machine that an earlier process launched; None when it does not run."""
+        """Takes up a machine that an earlier process launched; None when it does not run.
+
+        Args:
+            launch: What it is; without environment, files and volumes.
+
+        Raises:
+            CastoffError: Nobody can tell whether it runs.
+        """
         ...
 
     async def discard(self, machine: MachineId) -> None:

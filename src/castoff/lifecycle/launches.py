@@ -57,7 +57,9 @@ def identification(machine: Machine) -> dict[str, str]:
     return {f"{prefix}_{name}": value for prefix in ("FLY", "CASTOFF") for name, value in facts.items() if value}
 
 
-async def build_launch(machine: Machine, *, secrets: SecretValues, volumes: VolumeFiles, fresh: bool) -> Launch:
+async def build_launch(
+    machine: Machine, *, secrets: SecretValues, volumes: VolumeFiles, fresh: bool, resume: bool = False
+) -> Launch:
     """What the launcher is given.
 
     Raises:
@@ -72,11 +74,13 @@ async def build_launch(machine: Machine, *, secrets: SecretValues, volumes: Volu
         name=machine.name,
         app=machine.app,
         version=machine.version,
+        digest=machine.digest,
         config=machine.config,
-        env={**identification(machine), **values},
+        env={**values, **identification(machine)},
         files=tuple(files),
         volumes=tuple(paths),
         fresh=fresh,
+        resume=resume,
     )
 
 

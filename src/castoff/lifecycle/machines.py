@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal as signals
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -15,12 +16,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from castoff.errors import CastoffError, Conflict, Invalid, NotFound
+from castoff.lifecycle.actions import Means
 from castoff.lifecycle.board import Board
 from castoff.lifecycle.config import MachineConfig, parse_config
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.durations import seconds
 from castoff.lifecycle.ids import milliseconds
-from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launcher, ProcessStat
+from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launcher, ProcessStat, Run
 from castoff.lifecycle.launches import SecretValues, VolumeFiles, check_files
 from castoff.lifecycle.leases import check_lease, new_lease
 from castoff.lifecycle.model import (
@@ -39,7 +41,7 @@ from castoff.lifecycle.model import (
 from castoff.lifecycle.restarts import period
 from castoff.lifecycle.rows import read_versions
 from castoff.lifecycle.states import ACTIVE, State
-from castoff.lifecycle.supervisor import Supervisor
+from castoff.lifecycle.supervisor import Guard, Supervisor
 from castoff.machine.model import check_name, new_machine_id
 
 __all__ = [
@@ -70,20 +72,13 @@ class Machines:
 
     def __init__(
         self,
-        board: Board,
-        launcher: Launcher,
-        *,
-        secrets: SecretValues,
-        volumes: VolumeFiles,
+        means: Means,
         region: str,
-        notice: Callable[[str], None],
     ) -> None:
-        self._board = board
-        self._launcher = launcher
-        self._secrets = secrets
-        self._volumes = volumes
+        self._means = means
+        self._board = means.board
+        self._launcher = means.launcher
         self._region = region
-        self._notice = notice
         self._supervisors: dict[str, Supervisor] = {}
         self._operations: set[asyncio.Task[Any]] = set()
         self._names: set[tuple[str, str]] = set()
@@ -113,17 +108,20 @@ class Machines:
         """
         board = Board(database)
         await board.load()
-        machines = cls(board, launcher, secrets=secrets, volumes=volumes, region=region, notice=notice)
+        machines = cls(Means(board=board, launcher=launcher, secrets=secrets, volumes=volumes, notice=notice), region)
         for machine in board:
-            await machines._supervisor(machine.id).recover()
+            supervisor = machines._supervisors[machine.id] = Supervisor(machine.id, machines._means)
+            await supervisor.recover()
         ticking = asyncio.create_task(machines._tick())
         try:
             yield machines
         finally:
             ticking.cancel()
             await asyncio.gather(ticking, return_exceptions=True)
-            await asyncio.gather(*machines._operations, return_exceptions=True)
             await asyncio.gather(*(supervisor.close() for supervisor in machines._supervisors.values()))
+            for operation in machines._operations:
+                operation.cancel()  # nobody was told that it is done; what it has written down is the next agent's
+            await asyncio.gather(*machines._operations, return_exceptions=True)
 
     # --- looking ---------------------------------------------------------------------------------------------------------
 
@@ -215,12 +213,12 @@ class Machines:
             PreconditionFailed: It has another version than the client thinks.
             CastoffError: As :meth:`create`.
         """
-        supervisor = self._guarded(app, machine, nonce)
+        supervisor, guard = self._guarded(app, machine, nonce)
 
         async def update() -> Machine:
             self._check(request.config)
             digest = await self._launcher.resolve(request.config.image)
-            updated = await supervisor.update(request, digest)
+            updated = await supervisor.update(request, digest, guard)
             if request.lease_ttl:
                 lease = new_lease(updated, ttl=request.lease_ttl, owner="update", description="")
                 updated = await self._board.put(machine, lease=lease)
@@ -230,13 +228,15 @@ class Machines:
 
     async def start(self, app: str | None, machine: str, *, nonce: str | None = None) -> State:
         """Starts a machine; the state that it was in."""
-        return await self._whole(self._guarded(app, machine, nonce).start())
+        supervisor, guard = self._guarded(app, machine, nonce)
+        return await self._whole(supervisor.start(guard))
 
     async def stop(
         self, app: str | None, machine: str, *, signal: int | None = None, timeout: float | None = None, nonce: str | None = None
     ) -> None:
         """Stops a machine: with ``signal``, and by force after ``timeout`` seconds."""
-        await self._whole(self._guarded(app, machine, nonce).stop(signal, timeout))
+        supervisor, guard = self._guarded(app, machine, nonce)
+        await self._whole(supervisor.stop(signal, timeout, guard))
 
     async def restart(
         self,
@@ -249,7 +249,8 @@ class Machines:
         nonce: str | None = None,
     ) -> None:
         """Stops a machine and starts it again."""
-        await self._whole(self._guarded(app, machine, nonce).restart(force=force, signal=signal, timeout=timeout))
+        supervisor, guard = self._guarded(app, machine, nonce)
+        await self._whole(supervisor.restart(force=force, signal=signal, timeout=timeout, guard=guard))
 
     async def suspend(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
         """Keeps a machine's memory, and ends its VMM.
@@ -257,7 +258,8 @@ class Machines:
         Raises:
             Unsupported: Its VMM cannot.
         """
-        await self._whole(self._guarded(app, machine, nonce).suspend())
+        supervisor, guard = self._guarded(app, machine, nonce)
+        await self._whole(supervisor.suspend(guard))
 
     async def destroy(self, app: str | None, machine: str, *, force: bool = False, nonce: str | None = None) -> None:
         """Ends a machine for good, with all that it has.
@@ -265,29 +267,37 @@ class Machines:
         Raises:
             PreconditionFailed: It runs, and ``force`` is off.
         """
-        await self._whole(self._guarded(app, machine, nonce).destroy(force=force))
+        supervisor, guard = self._guarded(app, machine, nonce)
+        await self._whole(supervisor.destroy(force=force, guard=guard))
 
     async def signal(self, app: str | None, machine: str, number: int) -> None:
         """Sends a signal to a machine's command."""
-        await self._supervisor(self.get(app, machine).id).run.signal(number)
+        await (await self._run(app, machine)).signal(number)
 
     async def execute(self, app: str | None, machine: str, request: ExecRequest) -> ExecResult:
         """Executes a command in a machine."""
-        return await self._supervisor(self.get(app, machine).id).run.execute(request)
+        return await (await self._run(app, machine)).execute(request)
 
     async def processes(self, app: str | None, machine: str) -> Sequence[ProcessStat]:
         """A machine's processes."""
-        return await self._supervisor(self.get(app, machine).id).run.processes()
+        return await (await self._run(app, machine)).processes()
 
     async def cordon(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
         """Takes a machine out of what is routed to."""
-        self._guarded(app, machine, nonce)
-        await self._whole(self._board.put(machine, cordoned=True))
+        await self._cordon(app, machine, nonce, True)
 
     async def uncordon(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
         """Puts it back."""
-        self._guarded(app, machine, nonce)
-        await self._whole(self._board.put(machine, cordoned=False))
+        await self._cordon(app, machine, nonce, False)
+
+    async def _cordon(self, app: str | None, machine: str, nonce: str | None, cordoned: bool) -> None:
+        self.get(app, machine)
+
+        def changed(now: Machine) -> dict[str, Any]:
+            check_lease(now, nonce)
+            return {"cordoned": cordoned}
+
+        await self._whole(self._board.change(machine, changed))
 
     async def set_metadata(
         self, app: str | None, machine: str, changes: Mapping[str, str | None], *, version: str | None = None
@@ -297,11 +307,11 @@ class Machines:
         Raises:
             PreconditionFailed: The machine has another version than ``version``.
         """
-        found = self.get(app, machine)
-        if version not in (None, found.version):
-            raise PreconditionFailed(f"machine {found.id} has another version, {found.version}", hint="look again")
+        self.get(app, machine)
 
         def changed(now: Machine) -> dict[str, Any]:
+            if version not in (None, now.version):
+                raise PreconditionFailed(f"machine {now.id} has another version, {now.version}", hint="look again")
             merged = {**now.metadata, **changes}
             document = {**now.document, "metadata": {key: value for key, value in merged.items() if value}}
             return {"document": document, "config": parse_config(document)}
@@ -343,8 +353,12 @@ class Machines:
             LeaseHeld: It is not this one.
         """
         self.lease(app, machine)
-        check_lease(self.get(app, machine), nonce)
-        await self._whole(self._board.put(machine, lease=None))
+
+        def changed(now: Machine) -> dict[str, Any]:
+            check_lease(now, nonce)
+            return {"lease": None}
+
+        await self._whole(self._board.change(machine, changed))
 
     async def _lease(self, app: str | None, machine: str, nonce: str | None, make: Callable[[Machine], Lease]) -> Lease:
         self.get(app, machine)
@@ -363,7 +377,7 @@ class Machines:
         self._check(request.config)
         id = new_machine_id()
         name = check_name(request.name) if request.name else f"machine-{id[:8]}"
-        if (app, name) in self._names or any(other.name == name for other in self.list(app)):
+        if (app, name) in self._names or self._board.named(app, name):
             raise Conflict(f"app {app} has a machine named {name!r}", hint="take another name, or destroy that one")
         if request.region not in (None, "", self._region):
             raise Invalid(f"region {str(request.region)[:40]!r} is not here", hint=f"this host is in {self._region}")
@@ -371,12 +385,12 @@ class Machines:
         try:
             digest = await self._launcher.resolve(request.config.image)
             machine = self._new(id, app, name, request, digest)
-            await self._board.add(machine)
+            supervisor = Supervisor(id, self._means)
+            await supervisor.create(machine)
+            self._supervisors[id] = supervisor
         finally:
             self._names.discard((app, name))
-        if not request.skip_launch:
-            await self._supervisor(id).first_start()
-        return self._board.get(app, id)
+        return machine
 
     def _new(self, id: Any, app: str, name: str, request: CreateRequest, digest: str) -> Machine:
         now, version = milliseconds(), self._board.ulids.next()
@@ -418,22 +432,14 @@ class Machines:
         if config.restart is not None and config.restart.policy == "spot-price":
             raise Invalid("restart: the policy spot-price is not served", hint="no, on-failure or always")
 
-    def _guarded(self, app: str | None, machine: str, nonce: str | None) -> Supervisor:
+    def _guarded(self, app: str | None, machine: str, nonce: str | None) -> tuple[Supervisor, Guard]:
+        """A machine's supervisor, and what it asks before it does anything for the holder of ``nonce``."""
         found = self.get(app, machine)
         check_lease(found, nonce)
-        return self._supervisor(found.id)
+        return self._supervisors[found.id], functools.partial(check_lease, nonce=nonce)
 
-    def _supervisor(self, machine: str) -> Supervisor:
-        if machine not in self._supervisors:
-            self._supervisors[machine] = Supervisor(
-                machine,
-                board=self._board,
-                launcher=self._launcher,
-                secrets=self._secrets,
-                volumes=self._volumes,
-                notice=self._notice,
-            )
-        return self._supervisors[machine]
+    async def _run(self, app: str | None, machine: str) -> Run:
+        return await self._supervisors[self.get(app, machine).id].running()
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Does ``work`` to its end, also where whoever waits for it is cancelled."""
@@ -449,7 +455,7 @@ class Machines:
                 try:
                     await self._look_after(machine, now)
                 except CastoffError as error:
-                    self._notice(f"machine {machine.id}: {error}")
+                    self._means.notice(f"machine {machine.id}: {error}")
             await asyncio.sleep(_TICK)
 
     async def _look_after(self, machine: Machine, now: int) -> None:
@@ -458,6 +464,8 @@ class Machines:
                 await self._board.forget(machine)
                 await self._supervisors.pop(machine.id).close()
             return
+        supervisor = self._supervisors[machine.id]
+        await supervisor.look_after()
         every = period(machine.config)
         if every is not None and machine.state == State.STOPPED and now - machine.started >= every * 1000:
-            await self._supervisor(machine.id).start()
+            await supervisor.start()

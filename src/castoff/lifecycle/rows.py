@@ -15,6 +15,7 @@ from castoff.machine.model import MachineId
 
 __all__ = ["KEPT_EVENTS", "delete_machine", "load_machines", "read_versions", "save_machine"]
 
+_KEPT_VERSIONS: Final = 50
 KEPT_EVENTS: Final = 50
 """Events of a machine that are kept, the newest: as many as the API gives out."""
 
@@ -85,6 +86,11 @@ def save_machine(connection: sqlite3.Connection, machine: Machine, before: Machi
     if before is None or before.document is not machine.document:
         config = msgspec.json.encode(machine.document).decode()
         connection.execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?)", (machine.id, machine.version, config))
+        connection.execute(
+            "DELETE FROM versions WHERE machine = ?1 AND version <= (SELECT version FROM versions WHERE machine = ?1"
+            " ORDER BY version DESC LIMIT 1 OFFSET ?2)",
+            (machine.id, _KEPT_VERSIONS),
+        )
     known = before.events[0].id if before is not None and before.events else ""
     for event in reversed([event for event in machine.events if event.id > known]):
         request = None if event.request is None else msgspec.json.encode(event.request).decode()
