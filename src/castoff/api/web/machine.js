@@ -13,14 +13,14 @@ export function machineView({ main, live, get, signal, argument: id }) {
   const rootfs = h("div");
   const events = h("div");
   let timer = 0;
+  let looking = false;
+  let again = false;
   main.append(h("a", { class: "back", href: "#/machines" }, "← Machines"), head, create, rootfs, events);
   live.addEventListener("machines", (event) => { if (event.detail.has(id)) look(); }, { signal });
   document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); }, { signal });
   signal.addEventListener("abort", () => clearTimeout(timer));
   look();
 
-  let looking = false;
-  let again = false;
   async function look() {
     if (looking) { again = true; return; }
     looking = true;
