@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from castoff.errors import Invalid, Unsupported
+from castoff.image.digest import Digest
+from castoff.image.reference import RegistryReference, parse_reference
 from castoff.lifecycle.config import MachineConfig, RootfsConfig
 from castoff.lifecycle.launcher import Launch
 from castoff.machine.model import MachineRequest
@@ -55,7 +58,7 @@ def machine_request(launch: Launch, rootfs_directories: Sequence[Path], existing
     env = {**launch.env, **(config.env or {}), **((process.env or {}) if process else {})}
     cpus, memory = _hardware(config)
     return MachineRequest(
-        image=config.image,
+        image=_pinned(launch),
         command=command,
         entrypoint=entrypoint,
         env=tuple(f"{name}={value}" for name, value in env.items()),
@@ -76,6 +79,15 @@ def machine_request(launch: Launch, rootfs_directories: Sequence[Path], existing
         linger=LINGER,
         existing=existing,
     )
+
+
+def _pinned(launch: Launch) -> str:
+    """The image of the machine's version, wherever its tag has moved since: restarts boot what was asked for, without asking
+    the registry again. Images on disk are taken as they are named."""
+    reference = parse_reference(launch.config.image)
+    if not launch.digest or not isinstance(reference, RegistryReference):
+        return launch.config.image
+    return str(replace(reference, digest=Digest.parse(launch.digest)))
 
 
 def _words(config: MachineConfig) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:

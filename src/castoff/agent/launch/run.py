@@ -114,6 +114,7 @@ class HostRun:
         """See the port."""
         self._ending.cancel()
         await asyncio.gather(self._ending, return_exceptions=True)
+        self._log.close()  # it may have been cancelled before it began
         await self._machine.detach()
 
     async def _ends_within(self, seconds: float) -> bool:
