@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -96,7 +97,7 @@ def lazy_rootfs(
     """The files of a machine whose data comes in: ``layers`` chunks each, the first ``present`` are here, then ``filling``."""
     directory = store / "machines" / machine
     directory.mkdir(parents=True)
-    digests = [f"sha256:{number + 1:064x}" for number in range(len(layers))]
+    digests = [f"sha256:{hashlib.sha256(bytes([number])).hexdigest()}" for number in range(len(layers))]
     image = Digest.parse("sha256:" + "cd" * 32)
     total = sum(layers)
     record = LazyRecord(
@@ -124,8 +125,8 @@ def lazy_rootfs(
 
 def a_usage() -> Usage:
     """A store of five layers, two root filesystems that share one, and three machines."""
-    digests = [f"sha256:{number * 7919:064x}" for number in range(1, 6)]
-    machines = tuple(f"{number:014x}" for number in range(3))
+    digests = [f"sha256:{hashlib.sha256(bytes([number])).hexdigest()}" for number in range(5)]
+    machines = tuple(hashlib.sha256(bytes([number])).hexdigest()[:14] for number in range(3))
     sizes = (118_000_000, 74_500_000, 31_200_000, 8_100_000, 900_000)
     now = time.time()
     names = ("aa11-8589934592", "bb22-8589934592")

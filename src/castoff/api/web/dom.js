@@ -22,6 +22,7 @@ export function size(bytes) {
 }
 
 export function duration(seconds) {
+  if (seconds < 0.00005) return "< 0.1 ms";
   if (seconds < 0.0095) return `${(seconds * 1000).toFixed(1)} ms`;
   if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 99.95) return `${seconds.toFixed(seconds < 9.995 ? 2 : 1)} s`;

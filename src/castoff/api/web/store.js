@@ -17,7 +17,7 @@ export function storeView({ main, get, signal }) {
       h("div", { class: "tiles" },
         tile("on disk", size(usage.total)),
         tile("layers and rootfs", size(usage.cached)),
-        tile("unshared it would be", size(alone)),
+        tile("without sharing", size(alone)),
         tile("free", size(usage.free)),
         usage.limit ? tile("limit", size(usage.limit)) : null),
       panel("Layers", count(layers.length, "layer"), layers.length ? layerList(layers, names) : empty("No layers yet", "The first machine of an image brings them.")),
