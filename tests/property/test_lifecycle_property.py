@@ -128,30 +128,61 @@ class Lifecycle(RuleBasedStateMachine):
         self.expected[machine] = State.DESTROYED
         self.run(self.settle(machine))
 
-    @rule(machine=ids, what=st.sampled_from(["start", "stop", "restart", "update"]))
-    def kill_the_agent_in_mid(self, machine: str, what: str) -> None:
-        """The request is acknowledged, and the agent dies before it has gone on."""
-        operations = {
-            "start": lambda: self.machines.start(APP, machine, nonce=self.nonce(machine)),
-            "stop": lambda: self.machines.stop(APP, machine, nonce=self.nonce(machine)),
-            "restart": lambda: self.machines.restart(APP, machine, nonce=self.nonce(machine)),
-            "update": lambda: self.machines.update(
-                APP,
-                machine,
-                changed(restart=self.machines.get(APP, machine).document["restart"]),
-                nonce=self.nonce(machine),
-            ),
-        }
+    @rule(machine=ids, what=st.sampled_from(["start", "stop", "restart", "update", "suspend"]), moments=st.integers(0, 40))
+    def kill_the_agent_in_mid(self, machine: str, what: str, moments: int) -> None:
+        """The agent dies some moments after a request came in: what it acknowledged is finished by the next one."""
         before = self.expected[machine]
-        self.run(operations[what]())
-        if what == "stop":
-            self.expected[machine] = before if before == State.CREATED else State.STOPPED
-        else:
-            self.expected[machine] = RUNS
+        nonce = self.nonce(machine)
+        restart = self.machines.get(APP, machine).document["restart"]
+        work, after = {
+            "start": (lambda: self.machines.start(APP, machine, nonce=nonce), RUNS),
+            "stop": (lambda: self.machines.stop(APP, machine, nonce=nonce), State.STOPPED),
+            "restart": (lambda: self.machines.restart(APP, machine, nonce=nonce), RUNS),
+            "update": (lambda: self.machines.update(APP, machine, changed(restart=restart), nonce=nonce), RUNS),
+            "suspend": (lambda: self.machines.suspend(APP, machine, nonce=nonce), State.SUSPENDED),
+        }[what]
+        if what == "stop" and before == State.CREATED:
+            after = before
+        if what == "suspend" and before not in (RUNS, State.SUSPENDED):
+            return
+        acknowledged = self.run(self.some_moments(work(), moments))
         self.die()
         self.run(self.open())
+        settled = self.run(self.machines.wait(APP, machine, states=SETTLED, timeout=10)).state
+        possible = {after} if acknowledged else {before, after}
+        if what == "suspend":
+            possible |= {before, State.STOPPED}  # the next agent cannot know whether the memory was kept whole
+        assert settled in possible, f"{what} of a machine that was {before}: it is {settled}"
+        self.expected[machine] = settled
         for one in self.expected:
             self.run(self.settle(one))
+
+    @rule(moments=st.integers(0, 20))
+    def kill_the_agent_at_a_create(self, moments: int) -> None:
+        """A machine that was acknowledged is there and runs; one that was not may be there, whole."""
+        work = self.machines.create(APP, wanted(restart={"policy": "no"}))
+        acknowledged = self.run(self.some_moments(work, moments))
+        self.die()
+        self.run(self.open())
+        found = {machine.id for machine in self.machines.list(include_deleted=True)}
+        new = found - set(self.expected)
+        assert found >= set(self.expected)
+        assert len(new) == 1 if acknowledged else len(new) <= 1
+        for machine in new:
+            self.run(self.machines.wait(APP, machine, states={RUNS}, timeout=10))
+            self.run(self.machines.destroy(APP, machine, force=True))
+            self.expected[machine] = State.DESTROYED
+            self.run(self.settle(machine))
+
+    async def some_moments(self, work: Any, moments: int) -> bool:
+        """Goes on with the loop so often; whether ``work`` was done meanwhile."""
+        task = asyncio.ensure_future(work)
+        for _ in range(moments):
+            await asyncio.sleep(0 if moments % 2 else 0.0001)  # the database answers from its thread
+            if task.done():
+                task.result()
+                return True
+        return False
 
     def die(self) -> None:
         """All tasks of the agent end where they are; the database's thread has what it was given."""

@@ -55,6 +55,8 @@ async def test_what_cannot_be_is_refused_before_it_is_written(tmp_path: Path, wo
             await machines.create(APP, wanted(name="web"))
         with pytest.raises(Invalid, match="raw_value"):
             await machines.create(APP, wanted(files=[{"guest_path": "/x"}]))
+        with pytest.raises(Unsupported, match="spot-price"):
+            await machines.create(APP, wanted(restart={"policy": "spot-price"}))
         with pytest.raises(Invalid, match="SIGNO"):
             await machines.create(APP, wanted(stop_config={"signal": "SIGNO"}))
         assert len(machines.list()) == 1
@@ -90,6 +92,7 @@ async def test_stop_and_start_begin_with_a_fresh_rootfs(tmp_path: Path, world: W
         ({"restart": {"policy": "no"}}, 3, State.STOPPED, 1),
         ({"restart": {"policy": "always"}}, 0, State.STARTED, 2),
         ({"restart": {"policy": "on-failure", "max_retries": 0}}, 3, State.STOPPED, 1),
+        ({"schedule": "daily"}, 3, State.STARTED, 2),
         ({"auto_destroy": True}, 3, State.DESTROYED, 1),
     ],
 )
@@ -307,10 +310,10 @@ async def test_changes_are_told(tmp_path: Path, world: World) -> None:
 
 
 async def test_a_schedule_starts_a_stopped_machine(tmp_path: Path, world: World) -> None:
-    """At the agent's first look after its time has come; its command's end is not a failure to mend."""
+    """At the agent's first look after its time has come."""
     async with opened(tmp_path, world) as machines:
         machine = await settled(machines, await machines.create(APP, wanted(schedule="hourly")), State.STARTED)
-        world.exit(machine.id, 1)
+        world.exit(machine.id, 0)
         await settled(machines, machine, State.STOPPED)
     async with Database.open(tmp_path / "castoff.db") as database:
         await database.write(lambda connection: connection.execute("UPDATE machines SET started = started - 3600000").rowcount)

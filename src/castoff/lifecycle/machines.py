@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from castoff.errors import CastoffError, Conflict, Invalid, NotFound
+from castoff.errors import CastoffError, Conflict, Invalid, NotFound, Unsupported
 from castoff.lifecycle.actions import Means
 from castoff.lifecycle.board import Board
 from castoff.lifecycle.config import MachineConfig, parse_config
@@ -430,7 +430,7 @@ class Machines:
         if stop is not None and stop.timeout is not None:
             seconds(stop.timeout)
         if config.restart is not None and config.restart.policy == "spot-price":
-            raise Invalid("restart: the policy spot-price is not served", hint="no, on-failure or always")
+            raise Unsupported("restart: the policy spot-price is not served", hint="no, on-failure or always")
 
     def _guarded(self, app: str | None, machine: str, nonce: str | None) -> tuple[Supervisor, Guard]:
         """A machine's supervisor, and what it asks before it does anything for the holder of ``nonce``."""

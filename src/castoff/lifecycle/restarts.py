@@ -28,9 +28,7 @@ def restarts_after(config: MachineConfig, exit: RunExit, restarts: int) -> bool:
         restarts: How often in a row it was started again already.
     """
     restart = config.restart
-    policy = (restart.policy if restart is not None else None) or (
-        "no" if config.schedule or config.auto_destroy else "on-failure"
-    )
+    policy = (restart.policy if restart is not None else None) or ("no" if config.auto_destroy else "on-failure")
     if policy == "always":
         return True
     most = restart.max_retries if restart is not None and restart.max_retries is not None else _RETRIES
