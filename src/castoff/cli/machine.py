@@ -1,4 +1,4 @@
-"""``castoff machine``: machines that run here, and those that were kept."""
+"""``castoff machine``: machines that run here, those that were kept, and those of the agent."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 from castoff.cli.app import Group
 from castoff.cli.exits import printable
 from castoff.cli.globals import Globals
+from castoff.cli.machine_agent import add_commands, agents_machines, moment
 from castoff.cli.names import machine_names
 from castoff.cli.session import on_host
 from castoff.cli.text import columns, duration
@@ -26,13 +27,13 @@ __all__ = ["command"]
 
 @click.group(cls=Group)
 def command() -> None:
-    """List machines, and remove those that were kept."""
+    """Make machines, look at them, and tell them what to do."""
 
 
 @command.command("list")
 @click.pass_obj
 def list_(shared: Globals) -> None:
-    """List the machines of this host."""
+    """List the machines of this host: the agent's by their names in it, and those of `castoff run`."""
 
     async def work(host: Host) -> list[MachineRecord]:
         records = await asyncio.to_thread(list, host.machines)
@@ -40,12 +41,15 @@ def list_(shared: Globals) -> None:
             shared.note(f"{directory}: {error}")
         return sorted(records, key=lambda record: record.created)
 
-    records = on_host(shared, work)
-    rows = [
-        (record.id, record.name, printable(record.image), _state(record), duration(max(0.0, round(time.time() - record.created))))
-        for record in records
+    records = [record for record in on_host(shared, work) if not record.agent]
+    kept = agents_machines(shared)
+    rows = [(record.id, record.name, "-", printable(record.image), _state(record), _age(record.created)) for record in records]
+    rows += [
+        (one["id"], one["name"], one["app"], printable(one["config"]["image"]), one["state"], _age(moment(one["created_at"])))
+        for one in kept
     ]
-    shared.answer([_as_json(record) for record in records], lambda: columns(rows, heads=("ID", "NAME", "IMAGE", "STATE", "AGE")))
+    answer = [*(_as_json(record) for record in records), *(one | {"agent": True} for one in kept)]
+    shared.answer(answer, lambda: columns(rows, heads=("ID", "NAME", "APP", "IMAGE", "STATE", "AGE")))
 
 
 @command.command()
@@ -53,6 +57,12 @@ def list_(shared: Globals) -> None:
 @click.pass_obj
 def show(shared: Globals, name: str) -> None:
     """Show one machine, by its name or id."""
+    for one in agents_machines(shared):
+        if name in (one["id"], one["name"]):
+            facts = [(key, printable(str(one[key]))) for key in ("id", "name", "app", "state", "region", "version", "created_at")]
+            facts += [("image", printable(one["config"]["image"])), ("digest", one["image_ref"]["digest"])]
+            shared.answer(one, lambda: columns(facts))  # noqa: B023 - called before the loop goes on
+            return
 
     async def work(host: Host) -> tuple[MachineRecord, str]:
         record = await asyncio.to_thread(host.machines.get, name)
@@ -87,6 +97,10 @@ def remove(shared: Globals, names: tuple[str, ...], force: bool) -> None:
     shared.answer({"removed": list(names)}, lambda: "\n".join(names))
 
 
+def _age(created: float) -> str:
+    return duration(max(0.0, round(time.time() - created)))
+
+
 def _state(record: MachineRecord) -> str:
     """How it is. A machine whose process is gone is one no more; the next start removes it."""
     if record.exit_code is not None:
@@ -99,3 +113,6 @@ def _state(record: MachineRecord) -> str:
 def _as_json(record: MachineRecord) -> dict[str, Any]:
     tree: dict[str, Any] = msgspec.to_builtins(record)
     return tree | {"status": _state(record)}
+
+
+add_commands(command)

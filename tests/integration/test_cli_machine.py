@@ -1,0 +1,76 @@
+"""``castoff machine`` and its kin against a real agent, as a person types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agents import agent
+from machines import Castoff, castoff_state
+
+SCRIPT = "echo hello $WHO $TOKEN; echo oops >&2; trap 'exit 0' INT; while :; do sleep 0.1; done"
+
+
+@pytest.fixture(name="state", scope="module")
+def _state(kernels: Path) -> Iterator[Castoff]:
+    with castoff_state(kernels) as state:
+        config = state.state.parent / "agent.toml"
+        config.write_text('[agent]\nlisten = ""\n')
+        yield Castoff(state.state, state.image, config)
+
+
+def said(state: Castoff, *words: str, code: int = 0, **options: object) -> str:
+    """What a command prints; it must end with ``code``."""
+    done = state(*words, **options)
+    assert done.returncode == code, done.stderr
+    return done.stdout.decode()
+
+
+def test_a_machine_from_run_to_destroy(state: Castoff, tmp_path: Path) -> None:
+    """run, list, show, exec with its exit code, logs apart, cp both ways, events, stop, update, destroy."""
+    with agent(state):
+        said(state, "apps", "create", "shop")
+        said(state, "secret", "set", "TOKEN", "--app", "shop", input=b"s3cret\n")
+        assert "TOKEN" in said(state, "secret", "list", "--app", "shop")
+        words = ("--name", "web", "--app", "shop", "-e", "WHO=world", "--memory", "192M", state.image, "sh", "-c", SCRIPT)
+        id = said(state, "machine", "run", *words).strip()
+        listed = {row["id"]: row for row in json.loads(said(state, "machine", "list", "--json"))}
+        assert (listed[id]["name"], listed[id]["app"], listed[id]["state"]) == ("web", "shop", "started")
+        assert listed[id]["config"]["guest"] == {"memory_mb": 192}
+        assert "shop" in said(state, "machine", "show", "web")
+        assert said(state, "machine", "exec", "web", "sh", "-c", "echo $WHO; exit 7", code=7) == "world\n"
+        assert said(state, "machine", "exec", "-i", "web", "cat", input=b"piped") == "piped"
+        logs = state("machine", "logs", "web")
+        assert (logs.stdout, logs.stderr) == (b"hello world s3cret\n", b"oops\n")
+        (tmp_path / "file").write_text("some text\n")
+        said(state, "machine", "cp", str(tmp_path / "file"), "web:/tmp/file")
+        said(state, "machine", "cp", "web:/tmp/file", str(tmp_path / "again"))
+        assert (tmp_path / "again").read_text() == "some text\n"
+        (tmp_path / "binary").write_bytes(b"\xff\x00")
+        assert "UTF-8" in state("machine", "cp", str(tmp_path / "binary"), "web:/x").stderr.decode()
+        assert " sh " in said(state, "machine", "top", "web")
+        assert said(state, "machine", "stop", "web").strip() == id
+        assert "exit code 0" in said(state, "machine", "events", "web")
+        assert said(state, "machine", "wait", "web", "--until", "stopped").strip() == "stopped"
+        assert id in said(state, "machine", "update", "--skip-start", "--memory", "256M", "web")
+        assert state("apps", "delete", "shop").returncode != 0
+        assert said(state, "machine", "destroy", "web").strip() == id
+        assert said(state, "machine", "list").split() == ["ID", "NAME", "APP", "IMAGE", "STATE", "AGE"]
+        assert said(state, "apps", "delete", "shop").strip() == "shop"
+
+
+def test_what_goes_wrong_is_said(state: Castoff) -> None:
+    """No agent, no such machine, an image that is not there, no image at all."""
+    done = state("machine", "start", "web")
+    assert done.returncode == 5
+    assert b"castoff agent" in done.stderr
+    assert said(state, "machine", "list", "--json").strip() == "[]"
+    with agent(state):
+        assert b"no machine 'nobody'" in state("machine", "stop", "nobody").stderr
+        assert b"/no/such" in state("machine", "run", "oci:/no/such").stderr
+        assert state("machine", "create").returncode == 2
+        made = said(state, "machine", "create", state.image).strip()
+        assert said(state, "machine", "destroy", made).strip() == made
