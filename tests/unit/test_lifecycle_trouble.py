@@ -167,6 +167,26 @@ async def test_another_image_has_another_rootfs(tmp_path: Path, world: World) ->
             await machines.wait(APP, machine.id, states={State.STARTED}, version=updated.version, timeout=10)
             assert world.disks[machine.id] == disks
             assert world.launches[-1].digest == updated.digest
+        await machines.update(APP, machine.id, changed("three", skip_launch=True, **config))
+        for disks in (3, 3):
+            await settled(machines, machine, State.STOPPED)
+            await machines.start(APP, machine.id)
+            await settled(machines, machine, State.STARTED)
+            assert world.disks[machine.id] == disks
+            await machines.stop(APP, machine.id)
+
+
+async def test_an_update_is_a_restart_of_what_runs(tmp_path: Path, world: World) -> None:
+    """A rootfs that is kept over restarts is kept; one of a machine that had stopped is not."""
+    config = {"rootfs": {"persist": "restart"}}
+    async with opened(tmp_path, world) as machines:
+        machine = await settled(machines, await machines.create(APP, wanted(**config)), State.STARTED)
+        for disks in (1, 2):
+            updated = await machines.update(APP, machine.id, changed(**config))
+            await machines.wait(APP, machine.id, states={State.STARTED}, version=updated.version, timeout=10)
+            assert world.disks[machine.id] == disks
+            await machines.stop(APP, machine.id)
+            await settled(machines, machine, State.STOPPED)
 
 
 async def test_a_disk_that_refuses(tmp_path: Path, world: World) -> None:

@@ -16,9 +16,8 @@ from castoff.lifecycle.board import Board
 from castoff.lifecycle.exits import exit_event, stop_manner
 from castoff.lifecycle.ids import milliseconds
 from castoff.lifecycle.launcher import Launch, Launcher, Run, RunExit, Suspendable
-from castoff.lifecycle.launches import SecretValues, VolumeFiles, build_launch
+from castoff.lifecycle.launches import SecretValues, VolumeFiles, begins_anew, build_launch
 from castoff.lifecycle.model import Event, Machine
-from castoff.lifecycle.restarts import is_fresh
 from castoff.lifecycle.states import State
 
 __all__ = ["Actions", "Means"]
@@ -160,7 +159,7 @@ class Actions:
         exit = await self._end(signal, timeout)
         if exit is not None:
             await self.put(self._exited(exit, State.RESTARTING, restarting=True))
-        await self.launch(fresh=is_fresh(self.machine.config, restart=True))
+        await self.launch(fresh=begins_anew(self.machine, restart=True))
 
     async def suspend(self, run: Suspendable) -> None:
         """From SUSPENDING to SUSPENDED; back to STARTED where it cannot be."""
@@ -173,7 +172,7 @@ class Actions:
         await self.become(State.SUSPENDED, "suspend")
 
     async def replace(self) -> None:
-        """From REPLACING to what the update asked for. Another image has another root filesystem, persistent or not."""
+        """From REPLACING to what the update asked for."""
         exit = await self._end(None, None)
         if exit is not None:
             await self.put(self._exited(exit, State.REPLACING))
@@ -181,7 +180,7 @@ class Actions:
         if machine.wanted != State.STARTED:
             await self.become(machine.wanted, "update")
             return
-        fresh = is_fresh(machine.config, restart=True) or _image_changed(machine)
+        fresh = begins_anew(machine, restart=_ran(machine))
         await self.become(State.STARTING, "start", {"fresh": fresh})
         await self.launch(fresh=fresh)
 
@@ -218,8 +217,7 @@ class Actions:
         return exit_event(self._means.board, exit, status, requested=True, restarting=restarting)
 
 
-def _image_changed(machine: Machine) -> bool:
-    """Whether the last update brought another image; where that event is long gone, nobody knows."""
-    updates = (event for event in machine.events if event.type == "update" and event.request is not None)
-    update = next(updates, None)
-    return update is None or bool((update.request or {}).get("image_changed", True))
+def _ran(machine: Machine) -> bool:
+    """Whether it ran when its last update came: then this was a restart."""
+    update = next((event.request for event in machine.events if event.type == "update" and event.request), {})
+    return bool(update.get("running"))

@@ -11,9 +11,10 @@ from castoff.errors import Invalid, NotFound
 from castoff.lifecycle.config import File, MachineConfig
 from castoff.lifecycle.launcher import Launch
 from castoff.lifecycle.model import Machine
+from castoff.lifecycle.states import State
 from castoff.vmm.guest import GuestFile
 
-__all__ = ["SecretValues", "VolumeFiles", "build_launch", "check_files", "identification"]
+__all__ = ["SecretValues", "VolumeFiles", "begins_anew", "build_launch", "check_files", "identification"]
 
 
 class SecretValues(Protocol):
@@ -82,6 +83,25 @@ async def build_launch(
         fresh=fresh,
         resume=resume,
     )
+
+
+def begins_anew(machine: Machine, *, restart: bool) -> bool:
+    """Whether the root filesystem begins anew. It does for another image than the one that ran last, persistent or not.
+
+    Args:
+        machine: The machine; ``rootfs.persist`` by name or as the API's number (0 and 1: never, 2: restart, 3: always).
+        restart: It does not stop in between.
+    """
+    persist = machine.config.rootfs.persist if machine.config.rootfs is not None else None
+    kept = {"restart": 2, "always": 3}.get(persist, 0) if isinstance(persist, str) else persist or 0
+    if kept < (2 if restart else 3):
+        return True
+    for event in machine.events:
+        if event.type == "start" and event.status == State.STARTED:
+            return False
+        if event.type == "update" and event.request is not None and event.request.get("image_changed"):
+            return True
+    return False
 
 
 def check_files(config: MachineConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.launcher import RunExit
 
-__all__ = ["SETTLES_AFTER", "back_off", "is_fresh", "period", "restarts_after"]
+__all__ = ["SETTLES_AFTER", "back_off", "period", "restarts_after"]
 
 SETTLES_AFTER: Final = 60.0
 """Seconds that a command must have run for its restarts to be counted anew."""
@@ -43,15 +43,3 @@ def back_off(restarts: int) -> float:
 def period(config: MachineConfig) -> int | None:
     """Seconds between the starts of a machine with a schedule."""
     return _PERIODS.get(config.schedule or "")
-
-
-def is_fresh(config: MachineConfig, *, restart: bool) -> bool:
-    """Whether the root filesystem begins anew.
-
-    Args:
-        config: The machine's; ``rootfs.persist`` by name or as the API's number (0 and 1: never, 2: restart, 3: always).
-        restart: The machine did not stop in between.
-    """
-    persist = config.rootfs.persist if config.rootfs is not None else None
-    kept = {"restart": 2, "always": 3}.get(persist, 0) if isinstance(persist, str) else persist or 0
-    return kept < (2 if restart else 3)

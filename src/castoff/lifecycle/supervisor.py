@@ -17,8 +17,9 @@ from castoff.errors import CastoffError, Conflict, NotFound, Unavailable, Unsupp
 from castoff.lifecycle.actions import Actions, Means
 from castoff.lifecycle.exits import exit_event
 from castoff.lifecycle.launcher import Run, RunExit, Suspendable
+from castoff.lifecycle.launches import begins_anew
 from castoff.lifecycle.model import Machine, PreconditionFailed, UpdateRequest
-from castoff.lifecycle.restarts import SETTLES_AFTER, back_off, is_fresh, restarts_after
+from castoff.lifecycle.restarts import SETTLES_AFTER, back_off, restarts_after
 from castoff.lifecycle.states import SETTLED, State
 
 __all__ = ["Guard", "Supervisor"]
@@ -141,7 +142,8 @@ class Supervisor:
         async with self._alone(check, interrupts=True) as held:
             machine = self.machine
             rests = State.CREATED if machine.state == State.CREATED else State.STOPPED
-            changed = {"image_changed": digest != machine.digest}
+            running = machine.state in (State.STARTED, State.RESTARTING)
+            changed = {"image_changed": digest != machine.digest, "running": running}
             await self._board.put(
                 self._id,
                 self._board.event("update", State.REPLACING, "user", changed),
@@ -174,7 +176,7 @@ class Supervisor:
 
     async def _begin(self, held: _Held, previous: State) -> None:
         resume = previous == State.SUSPENDED
-        fresh = not resume and is_fresh(self.machine.config, restart=previous == State.RESTARTING)
+        fresh = not resume and begins_anew(self.machine, restart=previous == State.RESTARTING)
         event = self._board.event("start", State.STARTING, "user", {"fresh": fresh, "resume": resume})
         await self._board.put(self._id, event, state=State.STARTING, wanted=State.STARTED, restarts=0)
         held.hand_over(self._actions.launch(fresh=fresh, resume=resume))
@@ -231,7 +233,7 @@ class Supervisor:
                     await do.become(State.STARTED, "start", wanted=State.STARTED)
             case _:
                 asked = (last.request if last is not None and last.type == "start" else None) or {}
-                fresh = asked.get("fresh", is_fresh(machine.config, restart=state == State.RESTARTING))
+                fresh = asked.get("fresh", begins_anew(machine, restart=state == State.RESTARTING))
                 await do.relaunch(fresh=bool(fresh), resume=bool(asked.get("resume")))
                 return
         if run is not None and do.run is run:
@@ -286,7 +288,7 @@ class Supervisor:
             if self._pausing is asyncio.current_task():
                 self._pausing = None
         if self.machine.state == State.RESTARTING and self.machine.events[0].id == cause:
-            self._hand_over(self._actions.launch(fresh=is_fresh(self.machine.config, restart=True)))
+            self._hand_over(self._actions.launch(fresh=begins_anew(self.machine, restart=True)))
         else:
             self._lock.release()
 
