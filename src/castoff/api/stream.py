@@ -214,8 +214,12 @@ class MachineStream:
             self._subscribers.pop(subscriber, None)
 
     def close(self) -> None:
-        """Drops every browser. Idempotent."""
+        """Drops every browser, and takes no more. Idempotent."""
         self._is_closed = True
+        self.drop_all()
+
+    def drop_all(self) -> None:
+        """Drops every browser; they come back."""
         for subscriber in list(self._subscribers):
             subscriber.drop()
 
