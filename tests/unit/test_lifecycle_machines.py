@@ -57,6 +57,9 @@ async def test_what_cannot_be_is_refused_before_it_is_written(tmp_path: Path, wo
             await machines.create(APP, wanted(files=[{"guest_path": "/x"}]))
         with pytest.raises(Unsupported, match="spot-price"):
             await machines.create(APP, wanted(restart={"policy": "spot-price"}))
+        for config in ({"files": [{"guest_path": "x", "raw_value": ""}]}, {"env": {"A=B": ""}}, {"env": {"A": "\0"}}):
+            with pytest.raises(Invalid):
+                await machines.create(APP, wanted(**config))
         with pytest.raises(Invalid, match="SIGNO"):
             await machines.create(APP, wanted(stop_config={"signal": "SIGNO"}))
         assert len(machines.list()) == 1
@@ -196,6 +199,9 @@ async def test_leases(tmp_path: Path, world: World) -> None:
         await machines.release_lease(APP, machine.id, nonce=lease.nonce)
         with pytest.raises(NotFound, match=" lease not found"):
             machines.lease(APP, machine.id)
+        for ttl in (-1, 10**18):
+            with pytest.raises(Invalid, match="at most a year"):
+                await machines.acquire_lease(APP, machine.id, ttl=ttl, owner="me")
         await machines.acquire_lease(APP, machine.id, ttl=0, owner="me")
         await machines.stop(APP, machine.id)
 

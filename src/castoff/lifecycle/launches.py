@@ -14,7 +14,7 @@ from castoff.lifecycle.model import Machine
 from castoff.lifecycle.states import State
 from castoff.vmm.guest import GuestFile
 
-__all__ = ["SecretValues", "VolumeFiles", "begins_anew", "build_launch", "check_files", "identification"]
+__all__ = ["SecretValues", "VolumeFiles", "begins_anew", "build_launch", "check_env", "check_files", "identification"]
 
 
 class SecretValues(Protocol):
@@ -111,10 +111,21 @@ def check_files(config: MachineConfig) -> None:
         Invalid: One has no content, or its path is relative.
     """
     for file in config.files or ():
-        if not file.guest_path.startswith("/"):
-            raise Invalid(f"files: guest_path {file.guest_path[:80]!r} is not absolute")
+        if not file.guest_path.startswith("/") or "\0" in file.guest_path:
+            raise Invalid(f"files: guest_path {file.guest_path[:80]!r} is no absolute path")
         if file.secret_name is None:
             _content(file)
+
+
+def check_env(config: MachineConfig) -> None:
+    """Looks at variables before anything is written down.
+
+    Raises:
+        Invalid: No process can be given one of them.
+    """
+    for name, value in (config.env or {}).items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise Invalid(f"env: {name[:80]!r} cannot be a variable, or its value not be one's")
 
 
 def _file(file: File, values: Mapping[str, str]) -> GuestFile:

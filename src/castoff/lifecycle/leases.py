@@ -5,22 +5,41 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
+from typing import Final
 
+from castoff.errors import Invalid
 from castoff.lifecycle.ids import milliseconds
 from castoff.lifecycle.model import Lease, LeaseHeld, Machine
 
-__all__ = ["check_lease", "new_lease"]
+__all__ = ["check_lease", "lease_end", "new_lease"]
+
+_LONGEST: Final = 366 * 86400
 
 
 def new_lease(machine: Machine, *, ttl: int, owner: str, description: str) -> Lease:
-    """A lease of a machine for ``ttl`` seconds from now."""
+    """A lease of a machine for ``ttl`` seconds from now.
+
+    Raises:
+        Invalid: That is negative, or over a year.
+    """
     return Lease(
         nonce=secrets.token_hex(8),
         owner=owner,
         description=description,
         version=machine.version,
-        expires=milliseconds() + ttl * 1000,
+        expires=lease_end(ttl),
     )
+
+
+def lease_end(ttl: int) -> int:
+    """When a lease of ``ttl`` seconds ends.
+
+    Raises:
+        Invalid: That is negative, or over a year.
+    """
+    if not 0 <= ttl <= _LONGEST:
+        raise Invalid(f"a lease cannot be for {str(ttl)[:30]} s", hint="at most a year")
+    return milliseconds() + ttl * 1000
 
 
 def check_lease(machine: Machine, nonce: str | None) -> None:

@@ -23,8 +23,8 @@ from castoff.lifecycle.database import Database
 from castoff.lifecycle.durations import seconds
 from castoff.lifecycle.ids import milliseconds
 from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launcher, ProcessStat, Run
-from castoff.lifecycle.launches import SecretValues, VolumeFiles, check_files
-from castoff.lifecycle.leases import check_lease, new_lease
+from castoff.lifecycle.launches import SecretValues, VolumeFiles, check_env, check_files
+from castoff.lifecycle.leases import check_lease, lease_end, new_lease
 from castoff.lifecycle.model import (
     Change,
     CheckStatus,
@@ -341,7 +341,7 @@ class Machines:
 
     async def refresh_lease(self, app: str | None, machine: str, *, nonce: str, ttl: int) -> Lease:
         """Makes a lease end ``ttl`` seconds from now."""
-        expires = milliseconds() + ttl * 1000
+        expires = lease_end(ttl)
         held = self.lease(app, machine)
         return await self._lease(app, machine, nonce, lambda now: msgspec.structs.replace(now.lease or held, expires=expires))
 
@@ -423,6 +423,7 @@ class Machines:
     def _check(self, config: MachineConfig) -> None:
         """Refuses, before anything is written down, what no start could do."""
         check_files(config)
+        check_env(config)
         self._launcher.check(config)
         stop = config.stop_config
         if stop is not None and stop.signal and stop.signal not in signals.Signals.__members__:

@@ -95,7 +95,7 @@ def save_machine(connection: sqlite3.Connection, machine: Machine, before: Machi
     for event in reversed([event for event in machine.events if event.id > known]):
         request = None if event.request is None else msgspec.json.encode(event.request).decode()
         connection.execute(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
             (event.id, machine.id, event.type, event.status, event.source, event.timestamp, request),
         )
     if len(machine.events) >= KEPT_EVENTS:
