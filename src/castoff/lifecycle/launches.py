@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from castoff.errors import Invalid, NotFound
-from castoff.lifecycle.config import File, MachineConfig
+from castoff.lifecycle.config import File
 from castoff.lifecycle.launcher import Launch
 from castoff.lifecycle.model import Machine
 from castoff.lifecycle.states import State
 from castoff.vmm.guest import GuestFile
 
-__all__ = ["SecretValues", "VolumeFiles", "begins_anew", "build_launch", "check_env", "check_files", "identification"]
+__all__ = ["SecretValues", "VolumeFiles", "begins_anew", "build_launch", "file_content", "identification"]
 
 
 class SecretValues(Protocol):
@@ -104,33 +104,9 @@ def begins_anew(machine: Machine, *, restart: bool) -> bool:
     return False
 
 
-def check_files(config: MachineConfig) -> None:
-    """Looks at files before anything is written down.
-
-    Raises:
-        Invalid: One has no content, or its path is relative.
-    """
-    for file in config.files or ():
-        if not file.guest_path.startswith("/") or "\0" in file.guest_path:
-            raise Invalid(f"files: guest_path {file.guest_path[:80]!r} is no absolute path")
-        if file.secret_name is None:
-            _content(file)
-
-
-def check_env(config: MachineConfig) -> None:
-    """Looks at variables before anything is written down.
-
-    Raises:
-        Invalid: No process can be given one of them.
-    """
-    for name, value in (config.env or {}).items():
-        if not name or "=" in name or "\0" in name or "\0" in value:
-            raise Invalid(f"env: {name[:80]!r} cannot be a variable, or its value not be one's")
-
-
 def _file(file: File, values: Mapping[str, str]) -> GuestFile:
     if file.secret_name is None:
-        return GuestFile(file.guest_path, _content(file), file.mode or 0o644)
+        return GuestFile(file.guest_path, file_content(file), file.mode or 0o644)
     if file.secret_name not in values:
         raise NotFound(f"files: the app has no secret {file.secret_name[:80]!r}", hint="set it, then start the machine")
     # A secret that is base64 is a file of any bytes, as the API has it; another one is text.
@@ -142,7 +118,12 @@ def _file(file: File, values: Mapping[str, str]) -> GuestFile:
     return GuestFile(file.guest_path, data, file.mode or 0o600)
 
 
-def _content(file: File) -> bytes:
+def file_content(file: File) -> bytes:
+    """What a file that names no secret holds.
+
+    Raises:
+        Invalid: It has no content.
+    """
     if file.raw_value is None:
         raise Invalid(f"files: {file.guest_path[:80]!r} has neither raw_value nor secret_name")
     try:

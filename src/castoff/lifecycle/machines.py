@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import signal as signals
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from castoff.errors import CastoffError, Conflict, Invalid, NotFound, Unsupported
+from castoff.errors import CastoffError, Conflict, Invalid, NotFound
 from castoff.lifecycle.actions import Means
+from castoff.lifecycle.admission import check_config
 from castoff.lifecycle.board import Board
 from castoff.lifecycle.config import MachineConfig, parse_config
+from castoff.lifecycle.creation import new_machine
 from castoff.lifecycle.database import Database
-from castoff.lifecycle.durations import seconds
 from castoff.lifecycle.ids import milliseconds
 from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launcher, ProcessStat, Run
-from castoff.lifecycle.launches import SecretValues, VolumeFiles, check_env, check_files
+from castoff.lifecycle.launches import SecretValues, VolumeFiles
 from castoff.lifecycle.leases import check_lease, lease_end, new_lease
 from castoff.lifecycle.model import (
     Change,
@@ -216,7 +216,7 @@ class Machines:
         supervisor, guard = self._guarded(app, machine, nonce)
 
         async def update() -> Machine:
-            self._check(request.config)
+            self._admit(request.config)
             digest = await self._launcher.resolve(request.config.image)
             updated = await supervisor.update(request, digest, guard)
             if request.lease_ttl:
@@ -374,7 +374,7 @@ class Machines:
     # --- inside ----------------------------------------------------------------------------------------------------------
 
     async def _create(self, app: str, request: CreateRequest) -> Machine:
-        self._check(request.config)
+        self._admit(request.config)
         id = new_machine_id()
         name = check_name(request.name) if request.name else f"machine-{id[:8]}"
         if (app, name) in self._names or self._board.named(app, name):
@@ -384,7 +384,7 @@ class Machines:
         self._names.add((app, name))
         try:
             digest = await self._launcher.resolve(request.config.image)
-            machine = self._new(id, app, name, request, digest)
+            machine = new_machine(self._board, request, id=id, app=app, name=name, region=self._region, digest=digest)
             supervisor = Supervisor(id, self._means)
             await supervisor.create(machine)
             self._supervisors[id] = supervisor
@@ -392,46 +392,9 @@ class Machines:
             self._names.discard((app, name))
         return machine
 
-    def _new(self, id: Any, app: str, name: str, request: CreateRequest, digest: str) -> Machine:
-        now, version = milliseconds(), self._board.ulids.next()
-        state = State.CREATED if request.skip_launch else State.STARTING
-        events = [self._board.event("launch", State.CREATED, "user")]
-        if state == State.STARTING:
-            events.insert(0, self._board.event("start", State.STARTING, "user"))
-        machine = Machine(
-            id=id,
-            app=app,
-            name=name,
-            region=self._region,
-            state=state,
-            version=version,
-            digest=digest,
-            document=request.document,
-            config=request.config,
-            cordoned=request.skip_service_registration,
-            restarts=0,
-            wanted=State.CREATED if request.skip_launch else State.STARTED,
-            created=now,
-            updated=now,
-            events=tuple(events),
-        )
-        if request.lease_ttl:
-            lease = new_lease(machine, ttl=request.lease_ttl, owner="create", description="")
-            machine = msgspec.structs.replace(machine, lease=lease)
-        return machine
-
-    def _check(self, config: MachineConfig) -> None:
-        """Refuses, before anything is written down, what no start could do."""
-        check_files(config)
-        check_env(config)
+    def _admit(self, config: MachineConfig) -> None:
+        check_config(config)
         self._launcher.check(config)
-        stop = config.stop_config
-        if stop is not None and stop.signal and stop.signal not in signals.Signals.__members__:
-            raise Invalid(f"stop_config: signal {stop.signal[:40]!r} is none", hint="write SIGTERM, SIGINT, ...")
-        if stop is not None and stop.timeout is not None:
-            seconds(stop.timeout)
-        if config.restart is not None and config.restart.policy == "spot-price":
-            raise Unsupported("restart: the policy spot-price is not served", hint="no, on-failure or always")
 
     def _guarded(self, app: str | None, machine: str, nonce: str | None) -> tuple[Supervisor, Guard]:
         """A machine's supervisor, and what it asks before it does anything for the holder of ``nonce``."""
