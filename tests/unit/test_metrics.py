@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from castoff.api.creates import Creates
-from castoff.api.metrics import NAMES, Metrics
+from castoff.api.hydration import HydrationCount
+from castoff.api.metrics import NAMES, Metrics, StoreGauge
+from castoff.api.stream import MachineStream
 from castoff.errors import Code, NoSpace
 from castoff.timeline import step
 
@@ -66,3 +72,35 @@ def test_names_of_steps_are_bounded() -> None:
     names = {dict(labels)["step"] for name, labels in samples(metrics) if name == "castoff_step_seconds_count"}
     assert len(names) == NAMES + 1
     assert value(metrics, "castoff_step_seconds_count", step="other", outcome="complete") == 2 * NAMES
+
+
+def test_docs_and_dashboard_name_what_there_is() -> None:
+    """docs/metrics.md has every metric, and only those; the dashboard asks for no other, nor for a label that it has not."""
+
+    class Nothing:
+        def list(self, app: str | None = None) -> list[Any]:
+            return []
+
+        def get(self, app: str | None, machine: str) -> Any:
+            raise AssertionError
+
+        def subscribe(self) -> Any:
+            raise AssertionError
+
+    metrics = Metrics()
+    fleet = Nothing()
+    metrics.watch(fleet, MachineStream(fleet))
+    StoreGauge(metrics, lambda: asyncio.sleep(0, None), lambda: 0, HydrationCount)  # type: ignore[arg-type]
+    families = {family.name: family.type for family in text_string_to_metric_families(metrics.render().decode())}
+    names = {f"{name}_total" if kind == "counter" else name for name, kind in families.items()}
+    root = Path(__file__).parents[2]
+    documented = set(re.findall(r"`(castoff_[a-z_]+)`", (root / "docs/metrics.md").read_text()))
+    assert documented == {name for name in names if name.startswith("castoff_")}
+
+    panels = json.loads((root / "packaging/grafana-dashboard.json").read_text())["panels"]
+    asked = set(re.findall(r"\b((?:castoff|process)_[a-z_]+)\{", json.dumps(panels)))
+    series = {f"{name}{end}" for name, kind in families.items() if kind == "histogram" for end in ("_bucket", "_sum", "_count")}
+    assert asked - names - series == set()
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    labels = set(re.findall(r"(\w+)!?=~?\"", " ".join(target["expr"] for panel in panels for target in panel["targets"])))
+    assert labels <= {"instance", "state", "step", "outcome", "route"}

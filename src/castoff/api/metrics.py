@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -51,6 +51,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
+        # Those are a gauge beside every counter, which nobody asks for in this format.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         Gauge("castoff_build_info", "Constant 1.", ["version"], registry=registry).labels(version("castoff")).set(1)

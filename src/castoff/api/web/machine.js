@@ -81,7 +81,7 @@ function history(events) {
   return h("ol", { class: "events" }, events.map((event) => h("li", { class: `s-${event.status.replace(/[^a-z_]/g, "")}` },
     h("i", { "aria-hidden": "true" }),
     h("span", null, h("strong", null, event.type), ` ${event.status.replaceAll("_", " ")}`, because(event.request)),
-    h("span", { class: "by" }, `${event.source} · `, when(event.timestamp)))));
+    h("span", { class: "by" }, `${event.source === "flyd" ? "agent" : event.source} · `, when(event.timestamp)))));
 }
 
 function because(request) {
