@@ -236,3 +236,27 @@ async def test_events_and_versions_are_bounded(tmp_path: Path, world: World) -> 
         assert [document["env"]["N"] for _, document in versions] == [str(number) for number in range(59, 9, -1)]
     async with opened(tmp_path, world) as machines:
         assert machines.events(APP, machine.id, 100) == events
+
+
+async def test_destroyed_machines_are_forgotten(tmp_path: Path, world: World) -> None:
+    """After a day, and earlier where there are more than a thousand; with their rows."""
+    async with opened(tmp_path, world) as machines:
+        made = await asyncio.gather(*(machines.create(APP, wanted(skip_launch=True)) for _ in range(1010)))
+        kept = made.pop()
+        await asyncio.gather(*(machines.destroy(APP, machine.id) for machine in made))
+        await asyncio.gather(*(settled(machines, machine, State.DESTROYED) for machine in made))
+        assert len(machines.list(include_deleted=True)) == 1010
+    for left in (1001, 1):
+        async with opened(tmp_path, world) as machines, asyncio.timeout(20):
+            while len(machines.list(include_deleted=True)) > left:
+                await asyncio.sleep(0.01)
+            assert machines.list(APP) == [machines.get(APP, kept.id)]
+        async with Database.open(tmp_path / "castoff.db") as database:
+            for table in ("machines", "versions"):
+                counted = await database.read(
+                    lambda connection, table=table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                )
+                assert counted == left
+            await database.write(
+                lambda connection: connection.execute("UPDATE machines SET updated = updated - 90000000").rowcount
+            )

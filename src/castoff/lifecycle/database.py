@@ -65,9 +65,12 @@ class Database:
         with _errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            writer = _connect(path)
-            _bring_up(writer, path)
-            return cls(path, writer, _connect(path))
+            with contextlib.ExitStack() as undo:
+                writer = undo.enter_context(contextlib.closing(_connect(path)))
+                _bring_up(writer, path)
+                reader = _connect(path)
+                undo.pop_all()
+            return cls(path, writer, reader)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Does ``work`` in the writing thread; returns when what it wrote is on disk.
@@ -145,9 +148,13 @@ class Database:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-    connection.row_factory = sqlite3.Row
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}")
+    try:
+        connection.row_factory = sqlite3.Row
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -65,6 +65,8 @@ _TICK: Final = 30.0
 """Seconds between looks at schedules and at machines that are long destroyed."""
 _REMEMBERED: Final = 24 * 3600 * 1000
 """Milliseconds for which a destroyed machine can be listed."""
+_MOST_REMEMBERED: Final = 1000
+"""Destroyed machines that can be listed: a host that makes one a second would else hold a hundred thousand."""
 
 
 class Machines:
@@ -420,13 +422,23 @@ class Machines:
                     await self._look_after(machine, now)
                 except CastoffError as error:
                     self._means.notice(f"machine {machine.id}: {error}")
+            try:
+                await self._forget(now)
+            except CastoffError as error:
+                self._means.notice(f"machines destroyed long ago are still listed: {error}")
             await asyncio.sleep(_TICK)
+
+    async def _forget(self, now: int) -> None:
+        """Drops what was destroyed long ago, or before many others."""
+        destroyed = [machine for machine in self._board if machine.state == State.DESTROYED]
+        destroyed.sort(key=lambda machine: machine.updated, reverse=True)
+        kept = sum(now - machine.updated <= _REMEMBERED for machine in destroyed[:_MOST_REMEMBERED])
+        for machine in destroyed[kept:]:
+            await self._board.forget(machine)
+            await self._supervisors.pop(machine.id).close()
 
     async def _look_after(self, machine: Machine, now: int) -> None:
         if machine.state == State.DESTROYED:
-            if now - machine.updated > _REMEMBERED:
-                await self._board.forget(machine)
-                await self._supervisors.pop(machine.id).close()
             return
         supervisor = self._supervisors[machine.id]
         await supervisor.look_after()
