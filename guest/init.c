@@ -142,6 +142,7 @@ static const char *prepare(struct session *command, const struct cmdline *cmdlin
     pid_t loopback = start_loopback();
     modules_load("drive");
     const char *problem = rootfs_mount(cmdline);
+    if (!problem) problem = rootfs_volumes(cmdline, &command->settings);
     load_others(cmdline); /* also where the boot failed: the host is told why */
     if (problem) return problem;
     if ((problem = rootfs_enter())) return problem;

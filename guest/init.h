@@ -23,6 +23,7 @@ enum {
     FRAME_HEADER = 8,
     MAX_SETTINGS = 8 * 1024 * 1024,
     MAX_RLIMITS = 16,
+    MAX_MOUNTS = 16,
     CHANNELS = 2,
 };
 
@@ -39,6 +40,12 @@ struct limit {
     uint64_t soft, hard;
 };
 
+/* A volume: the role that its drive has, and where it goes. */
+struct volume {
+    char role[16];
+    const char *path;
+};
+
 /* What to run and how; strings point into ``data``. */
 struct settings {
     uint8_t *data;
@@ -49,12 +56,14 @@ struct settings {
     uint16_t rows, columns;
     struct limit limits[MAX_RLIMITS];
     size_t limit_count;
+    struct volume mounts[MAX_MOUNTS];
+    size_t mount_count;
 };
 
 /* What the VMM's driver says on the kernel command line. */
 struct cmdline {
     char channel[16];  /* serial or vsock */
-    char drives[32];   /* roles in device order, comma separated; used where drives have no serial */
+    char drives[256];  /* roles in device order, comma separated; used where drives have no serial */
     char address[20], gateway[20], nameserver[20];
     int prefix;        /* -1: no network */
 };
@@ -137,6 +146,7 @@ void modules_forget(void);
 /* rootfs.c */
 const char *rootfs_early(void);
 const char *rootfs_mount(const struct cmdline *cmdline);
+const char *rootfs_volumes(const struct cmdline *cmdline, const struct settings *settings);
 const char *rootfs_enter(void);
 void rootfs_leave(void);
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static char failure[256];
@@ -105,6 +106,62 @@ const char *rootfs_mount(const struct cmdline *cmdline) {
     uint64_t began = now_ns(), before = drivers_ns; /* loading overlayfs counts itself */
     const char *problem = mount_root(cmdline);
     drivers_ns = before + now_ns() - began;
+    return problem;
+}
+
+/* linux/openat2.h, which musl's headers have not. */
+struct open_how {
+    uint64_t flags, mode, resolve;
+};
+enum { RESOLVE_NO_MAGICLINKS = 0x02, RESOLVE_IN_ROOT = 0x10 };
+
+/* A directory of the new root, whose symlinks lead nowhere else: resolved as if the root were "/" already. */
+static int open_within(int root, const char *path) {
+    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+}
+
+/* The same, made with its parents where it is missing; -1 with errno. ``path`` is absolute. */
+static int make_within(int root, const char *path) {
+    char copy[4096];
+    if (strlen(path) >= sizeof copy) return errno = ENAMETOOLONG, -1;
+    strcpy(copy, path);
+    int at = open_within(root, "/");
+    char *rest = NULL, built[sizeof copy] = "";
+    for (char *name = strtok_r(copy, "/", &rest); name && at >= 0; name = strtok_r(NULL, "/", &rest)) {
+        if (!strcmp(name, "..")) return close(at), errno = EINVAL, -1;
+        strcat(strcat(built, "/"), name);
+        if (mkdirat(at, name, 0755) < 0 && errno != EEXIST) return close(at), -1;
+        close(at);
+        at = open_within(root, built);
+    }
+    return at;
+}
+
+static const char *mount_volume(int root, const struct cmdline *cmdline, const struct volume *volume) {
+    char device[64], place[40];
+    bool found = false;
+    for (uint64_t until = now_ns() + 2000000000ull; !(found = find_drive(cmdline, volume->role, device, sizeof device));) {
+        if (now_ns() > until) return errno = ENODEV, fail("finding the drive of the volume at", volume->path);
+        usleep(5000);
+    }
+    int target = make_within(root, volume->path);
+    if (target < 0) return fail("making the directory of the volume at", volume->path);
+    snprintf(place, sizeof place, "/proc/self/fd/%d", target);
+    int done = mount(device, place, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "");
+    const char *problem = done < 0 ? fail("mounting the volume at", volume->path) : NULL;
+    close(target);
+    return problem;
+}
+
+/* While the initramfs is in sight: its /dev, /proc and /sys are what they say, which the image's need not be. The mounts move
+ * with the root. */
+const char *rootfs_volumes(const struct cmdline *cmdline, const struct settings *settings) {
+    if (!settings->mount_count) return NULL;
+    int root = open("/newroot", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    const char *problem = root < 0 ? fail("opening", "the root filesystem") : NULL;
+    for (size_t i = 0; i < settings->mount_count && !problem; i++) problem = mount_volume(root, cmdline, &settings->mounts[i]);
+    if (root >= 0) close(root);
     return problem;
 }
 

@@ -22,6 +22,7 @@ enum tag {
     TAG_FILE = 9,
     TAG_STOP_SIGNAL = 10,
     TAG_LINGER = 11,
+    TAG_MOUNT = 12,
 };
 
 enum { RECORD_HEADER = 5, FILE_HEADER = 14 };
@@ -96,10 +97,24 @@ static int take_number(struct settings *s, int tag, const uint8_t *value, size_t
     return 0;
 }
 
+/* Length of the role, the role, the path: "volume0" and "/data". */
+static int take_mount(struct settings *s, const uint8_t *value, size_t length) {
+    if (!length || s->mount_count == MAX_MOUNTS) return -1;
+    struct volume *volume = &s->mounts[s->mount_count];
+    size_t role = value[0];
+    if (!role || role >= sizeof volume->role || length < 1 + role + 1) return -1;
+    memcpy(volume->role, value + 1, role);
+    volume->path = (const char *)value + 1 + role;
+    if (volume->path[0] != '/' || strlen(volume->path) != length - 1 - role) return -1;
+    s->mount_count++;
+    return 0;
+}
+
 static int take_record(struct settings *s, int tag, uint8_t *value, size_t length, size_t *argc, size_t *envc) {
     char *text = (char *)value;
     if (tag >= TAG_FLAGS && tag <= TAG_LINGER && tag != TAG_FILE) return take_number(s, tag, value, length);
     if (tag == TAG_FILE) return length >= FILE_HEADER && get16(value + 12) <= length - FILE_HEADER ? 0 : -1;
+    if (tag == TAG_MOUNT) return take_mount(s, value, length);
     if (strlen(text) != length) return -1; /* a NUL inside would cut the string short */
     switch (tag) {
     case TAG_ARGUMENT: s->argv[(*argc)++] = text; return 0;

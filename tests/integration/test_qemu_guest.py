@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from castoff.disk.clone import Drive, Role
+from castoff.disk.clone import Drive, Role, volume_role
 from castoff.errors import Unavailable
 from castoff.vmm.channel import Exit, GuestChannel, Output, Ready, Told
-from castoff.vmm.guest import GuestFile, GuestSettings
+from castoff.vmm.guest import GuestFile, GuestMount, GuestSettings
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import QemuSettings, VmmSettings
@@ -232,6 +233,52 @@ async def test_an_overlay_joins_a_shared_base_and_an_upper_drive(guests: Guests)
         assert (said.stderr == b"") == (name == "overlay-1")  # the second time there is nothing left to remove
         assert_clean(upper)
     assert hashlib.sha256(guests.rootfs.read_bytes()).digest() == before
+
+
+async def test_volumes_are_mounted_and_left_clean(guests: Guests) -> None:
+    """In the order of the settings, where no directory was, through the image's symlinks but never out of the root."""
+    volumes = [make_empty_ext4(guests.directory / f"volume{number}.ext4") for number in range(2)]
+    drives = tuple(Drive(volume_role(number), path, False, True) for number, path in enumerate(volumes))
+    mounts = (GuestMount("volume0", "/var/lib/data"), GuestMount("volume1", "/link/inner"))
+    root = guests.directory / "root.ext4"
+    shutil.copyfile(guests.rootfs, root)
+    subprocess.run(["debugfs", "-w", "-R", "symlink /link ../../../../../srv", str(root)], check=True, capture_output=True)
+    script = "mount | grep -e /var -e /srv | cut -d' ' -f3-; cat /var/lib/data/kept; echo kept > /var/lib/data/kept; "
+    script += "cat /srv/inner/file; id > /srv/inner/big; ls /srv/inner"
+    for name, kept in (("volumes-1", []), ("volumes-2", ["kept"])):
+        async with guests.boot(
+            name,
+            "sh",
+            "-c",
+            script,
+            drives=(Drive(Role.ROOT, root, False, True), *drives),
+            mounts=mounts,
+            files=(GuestFile("/srv/inner/file", b"in the volume\n"),),
+        ) as booted:
+            said = await transcript(booted.channel)
+            assert await booted.ended() == 0
+        options = "type ext4 (rw,nosuid,nodev,noatime)"
+        found = [f"/var/lib/data {options}", f"/srv/inner {options}"]
+        assert [line.replace("on ", "") for line in said.lines] == [*found, *kept, "in the volume", "big", "file", "lost+found"]
+        for image in (root, *volumes):
+            assert_clean(image)
+
+    broken = guests.directory / "broken.ext4"
+    broken.write_bytes(bytes(MIB))
+    for name, wanted, message in (
+        ("broken", (GuestMount("volume0", "/data"),), "mounting the volume at /data: Invalid argument"),
+        (
+            "in-a-file",
+            (GuestMount("volume0", "/etc/passwd"),),
+            "making the directory of the volume at /etc/passwd: Not a directory",
+        ),
+    ):
+        disks = (Drive(Role.ROOT, root, False, True), Drive(Role.VOLUME0, broken, False, True))
+        async with guests.boot(name, "true", drives=disks, mounts=wanted) as booted:
+            said = await transcript(booted.channel)
+            assert said.exit is not None
+            assert (said.exit.code, said.exit.message) == (125, message)
+            assert await booted.ended() == 0
 
 
 async def test_a_network_and_a_published_port(guests: Guests) -> None:

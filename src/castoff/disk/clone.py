@@ -10,9 +10,9 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["CloneKind", "CloneStrategy", "Drive", "Role", "inherited"]
+__all__ = ["MAX_VOLUMES", "CloneKind", "CloneStrategy", "Drive", "Role", "inherited", "volume_role"]
 
 
 class CloneKind(enum.StrEnum):
@@ -32,6 +32,24 @@ class Role(enum.StrEnum):
     """The read-only lower half of an overlay, shared by machines."""
     UPPER = "upper"
     """The writable upper half of an overlay."""
+    VOLUME0 = "volume0"
+    """The first volume: a filesystem of its own, which the guest mounts where its settings say."""
+    VOLUME1 = "volume1"
+    VOLUME2 = "volume2"
+    VOLUME3 = "volume3"
+    VOLUME4 = "volume4"
+    VOLUME5 = "volume5"
+    VOLUME6 = "volume6"
+    VOLUME7 = "volume7"
+
+
+MAX_VOLUMES: Final = 8
+"""Volumes of one machine."""
+
+
+def volume_role(number: int) -> Role:
+    """The role of the volume of that number, from 0; below MAX_VOLUMES."""
+    return Role(f"volume{number}")
 
 
 @dataclass(frozen=True, slots=True)

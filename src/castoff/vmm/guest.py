@@ -10,7 +10,7 @@ from typing import Final
 
 from castoff.errors import Invalid
 
-__all__ = ["GuestFile", "GuestSettings", "encode_settings"]
+__all__ = ["GuestFile", "GuestMount", "GuestSettings", "check_mount_path", "encode_settings"]
 
 _ARGUMENT: Final = 1
 _ENVIRONMENT: Final = 2
@@ -23,6 +23,7 @@ _RLIMIT: Final = 8
 _FILE: Final = 9
 _STOP_SIGNAL: Final = 10
 _LINGER: Final = 11
+_MOUNT: Final = 12
 
 _FLAG_TTY: Final = 1
 _FLAG_STDIN: Final = 2
@@ -32,6 +33,8 @@ _MAX_STRING: Final = 128 * 1024 - 1
 _MAX_SETTINGS: Final = 8 * 1024 * 1024 - 1
 """MAX_SETTINGS of guest/init.h."""
 _MAX_RLIMITS: Final = 16
+_MAX_MOUNTS: Final = 16
+_MAX_PATH: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,19 @@ class GuestFile:
     mode: int = 0o644
     uid: int = 0
     gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMount:
+    """A drive with an ext4 filesystem that the guest init mounts before the command starts.
+
+    Attributes:
+        role: The drive's, castoff.disk.clone.Role.
+        path: Where; made where it is missing. Symlinks of the image in it stay inside the root filesystem.
+    """
+
+    role: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +78,7 @@ class GuestSettings:
         linger: Seconds that the machine waits for its exit code to be taken.
         rlimits: (resource number, soft, hard) each.
         files: Written before the command starts.
+        mounts: Volumes, mounted before files are written, in this order.
     """
 
     argv: tuple[str, ...]
@@ -77,6 +94,7 @@ class GuestSettings:
     linger: float = 10.0
     rlimits: tuple[tuple[int, int, int], ...] = ()
     files: tuple[GuestFile, ...] = ()
+    mounts: tuple[GuestMount, ...] = ()
 
 
 def _record(tag: int, value: bytes) -> bytes:
@@ -100,6 +118,26 @@ def _file(file: GuestFile) -> bytes:
     return _record(_FILE, struct.pack("<IIIH", file.mode, file.uid, file.gid, len(path)) + path + file.data)
 
 
+def _mount(mount: GuestMount) -> bytes:
+    path = check_mount_path(mount.path).encode("utf-8", "surrogateescape")
+    role = mount.role.encode()
+    return _record(_MOUNT, bytes([len(role)]) + role + path)
+
+
+def check_mount_path(path: str) -> str:
+    """``path``, where a volume can be mounted there.
+
+    Raises:
+        Invalid: It is relative, the root itself, leaves it, or hides what the kernel offers.
+    """
+    names = [name for name in path.split("/") if name not in ("", ".")]
+    if not path.startswith("/") or "\0" in path or len(path.encode("utf-8", "surrogateescape")) >= _MAX_PATH:
+        raise Invalid(f"mounts: path {path[:100]!r} is not absolute", hint="name the directory as the machine should see it")
+    if not names or ".." in names or names[0] in ("proc", "sys", "dev"):
+        raise Invalid(f"mounts: nothing can be mounted at {path[:100]!r}", hint="choose a directory such as /data")
+    return "/" + "/".join(names)
+
+
 def _records(guest: GuestSettings) -> Iterator[bytes]:
     yield from (_string(_ARGUMENT, "the argument", argument) for argument in guest.argv)
     yield from (_string(_ENVIRONMENT, "the variable", variable) for variable in guest.env)
@@ -113,6 +151,7 @@ def _records(guest: GuestSettings) -> Iterator[bytes]:
     yield _record(_LINGER, struct.pack("<I", min(int(guest.linger * 1000), 0xFFFF_FFFF)))
     yield from (_record(_RLIMIT, struct.pack("<IQQ", *limit)) for limit in guest.rlimits)
     yield from (_file(file) for file in guest.files)
+    yield from (_mount(mount) for mount in guest.mounts)
 
 
 def encode_settings(guest: GuestSettings) -> bytes:
@@ -127,6 +166,8 @@ def encode_settings(guest: GuestSettings) -> bytes:
         raise Invalid(f"the hostname {guest.hostname[:70]!r} has not 1 to 64 bytes", hint="choose a shorter --name")
     if len(guest.rlimits) > _MAX_RLIMITS:
         raise Invalid(f"{len(guest.rlimits)} resource limits are given", hint=f"at most {_MAX_RLIMITS} are possible")
+    if len(guest.mounts) > _MAX_MOUNTS:
+        raise Invalid(f"mounts: {len(guest.mounts)} volumes are given", hint=f"at most {_MAX_MOUNTS} are possible")
     data = b"".join(_records(guest))
     if len(data) > _MAX_SETTINGS:
         raise Invalid(f"arguments, environment and files are {len(data)} bytes", hint=f"at most {_MAX_SETTINGS} fit")
