@@ -57,11 +57,14 @@ async def collecting() -> AsyncIterator[Collector]:
 
 async def test_a_create_is_one_trace(tmp_path: Path) -> None:
     """From the request to the guest's init: every step a span, each within its parent, all of one trace with one root."""
-    async with collecting() as collector:
-        async with Tracer.open(collector.url) as tracer, served(tmp_path, sinks=[tracer], slow=0.01) as page:
-            with page.creates.asked("mine"):
-                machine = await page.machines.create("mine", wanted())
-            await settled(page.machines, machine, State.STARTED)
+    async with (
+        collecting() as collector,
+        Tracer.open(collector.url) as tracer,
+        served(tmp_path, sinks=[tracer], slow=0.01) as page,
+    ):
+        with page.creates.asked("mine"):
+            machine = await page.machines.create("mine", wanted())
+        await settled(page.machines, machine, State.STARTED)
     spans = {span["spanId"]: span for span in collector.spans}
     assert len(spans) == len(collector.spans)
     assert {len(span["spanId"]) for span in collector.spans} == {16}
@@ -83,11 +86,10 @@ async def test_a_create_is_one_trace(tmp_path: Path) -> None:
 
 async def test_a_failure_is_told(tmp_path: Path) -> None:
     """The span that failed and the root have the failure as their status."""
-    async with collecting() as collector:
-        async with Tracer.open(collector.url) as tracer, served(tmp_path, sinks=[tracer]) as page:
-            page.world.failing.add("broken:1")
-            machine = await page.machines.create("mine", wanted("broken:1", restart={"policy": "no"}))
-            await settled(page.machines, machine, State.FAILED, State.STOPPED)
+    async with collecting() as collector, Tracer.open(collector.url) as tracer, served(tmp_path, sinks=[tracer]) as page:
+        page.world.failing.add("broken:1")
+        machine = await page.machines.create("mine", wanted("broken:1", restart={"policy": "no"}))
+        await settled(page.machines, machine, State.FAILED, State.STOPPED)
     status = {span["name"]: span["status"] for span in collector.spans}
     assert status["create"] == status["machine.boot"] == {"code": 2, "message": "broken:1 does not boot"}
     assert status["layers.convert"] == {}
