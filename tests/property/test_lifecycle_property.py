@@ -23,7 +23,7 @@ from lifecycle import Secrets, Volumes, changed, wanted
 APP = "shop"
 RUNS = State.STARTED
 STEPS = int(os.environ.get("CASTOFF_LIFECYCLE_STEPS", "30"))
-EXAMPLES = int(os.environ.get("CASTOFF_LIFECYCLE_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("CASTOFF_LIFECYCLE_EXAMPLES", "15"))
 
 
 class Lifecycle(RuleBasedStateMachine):
