@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from dataclasses import replace
 from typing import Final
 
 import msgspec
 
+from castoff.agent.launch.control import Control
 from castoff.agent.launch.logs import LogWriter
 from castoff.errors import CastoffError, Invalid, Unavailable, Unsupported
 from castoff.lifecycle.launcher import ExecRequest, ExecResult, ProcessStat, RunExit
 from castoff.machine.machine import Machine
-from castoff.vmm.channel import Exit, GuestChannel, GuestSession, Output
+from castoff.store.builds import uninterrupted
+from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
 
 __all__ = ["HostRun", "Surroundings"]
 
-_CONNECT: Final = 10.0
-"""Seconds in which a guest answers on its control channel."""
+_LISTING: Final = 10.0
+"""Seconds that the list of processes may take."""
 _POWER_OFF: Final = 10.0
 """Seconds that a guest has to unmount its disk after its command's end."""
 _KILL: Final = 9
@@ -50,6 +53,7 @@ class HostRun:
         self._machine = machine
         self._log = log
         self._surroundings = surroundings
+        self._control = Control(machine.handle)
         self._ending = asyncio.create_task(self._end())
 
     async def wait(self) -> RunExit:
@@ -63,8 +67,7 @@ class HostRun:
         if await self._ends_within(grace if signal != _KILL else _POWER_OFF):
             return
         with contextlib.suppress(CastoffError):
-            async with await self._control() as control:
-                await control.shutdown(0)
+            await self._control.shutdown()
         if not await self._ends_within(_POWER_OFF):
             await self.kill()
 
@@ -86,21 +89,18 @@ class HostRun:
             user=self._surroundings.user,
             stdin=bool(request.stdin),
         )
-        async with await self._control() as control:
-            session = await control.execute(settings)
-            try:
-                async with asyncio.timeout(request.timeout):
-                    return await _collect(session, request)
-            except TimeoutError as error:
-                await session.signal(_KILL)
-                raise Unavailable(
-                    f"the command did not end within {request.timeout:g} s and was killed", hint="give it more timeout"
-                ) from error
+        try:
+            async with asyncio.timeout(request.timeout):
+                return await self._control.execute(settings, lambda session: _collect(session, request))
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the command did not end within {request.timeout:g} s and was killed", hint="give it more timeout"
+            ) from error
 
     async def processes(self) -> list[ProcessStat]:
         """See the port. The guest's kernel is asked through its image's shell."""
         try:
-            result = await self.execute(ExecRequest(argv=("/bin/sh", "-c", _PROCESSES), timeout=_CONNECT))
+            result = await self.execute(ExecRequest(argv=("/bin/sh", "-c", _PROCESSES), timeout=_LISTING))
         except Invalid as error:
             raise Unsupported("this image has no shell to ask for its processes") from error
         text = result.stdout.decode(errors="replace")
@@ -115,28 +115,32 @@ class HostRun:
         self._ending.cancel()
         await asyncio.gather(self._ending, return_exceptions=True)
         self._log.close()  # it may have been cancelled before it began
+        await self._control.close()
         await self._machine.detach()
 
     async def _ends_within(self, seconds: float) -> bool:
         done, _ = await asyncio.wait((self._ending,), timeout=seconds)
         return bool(done)
 
-    async def _control(self) -> GuestChannel:
-        return await GuestChannel.connect(self._machine.handle, _CONNECT, control=True)
-
     async def _end(self) -> RunExit:
-        """Takes the command's output as it comes, until its end and the VMM's."""
+        """Takes the command's output as it comes, until its end and the VMM's. What goes wrong on the way is told by the exit's
+        message: a machine whose end nobody is told would be believed to run for ever."""
         try:
             try:
                 async for output in self._machine.output():
-                    self._log.write(output.stream, output.data, output.offset)
+                    # In a thread: lines cost time, and a full page cache waits for the disk; all machines share the loop.
+                    await uninterrupted(self._log.write, output.stream, output.data, output.offset)
                 exit = _as_run_exit(self._machine.exit)
             except CastoffError as error:
                 exit = RunExit(code=-1, message=str(error))
-            await self._machine.close()
+            await self._control.close()
+            try:
+                await self._machine.close()
+            except (CastoffError, OSError) as error:
+                exit = replace(exit, message=exit.message or f"its end is not written down: {error}")
             return exit
         finally:
-            self._log.close()
+            await uninterrupted(self._log.close)
 
 
 def _as_run_exit(exit: Exit | None) -> RunExit:
