@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import socket
 from collections.abc import Iterator
@@ -154,3 +155,35 @@ async def test_kills_under_load_lose_nothing_that_was_acknowledged(state: Castof
             for id in {found["id"] for found in await asked(api, "GET", "/v1/apps/load/machines")}:
                 await asked(api, "DELETE", f"/v1/apps/load/machines/{id}?force=true")
             eventually("nothing is left", lambda: state.machines == [])
+
+
+async def test_a_follower_that_goes_away_is_let_go_of(state: Castoff) -> None:
+    """Of a log in which nothing happens, so that no write tells; of a machine that is destroyed, the follower ends."""
+    with agent(state) as running:
+
+        def connections() -> int:
+            return sum(link.readlink().name.startswith("socket:") for link in fds.iterdir() if link.is_symlink())
+
+        fds = Path(f"/proc/{running.process.pid}/fd")
+        async with running.client() as api:
+            await asked(api, "POST", "/v1/apps", {"name": "logs", "org_slug": "personal"}, status=201)
+            body = {"config": {"image": state.image}, "skip_launch": True}
+            machine = await asked(api, "POST", "/v1/apps/logs/machines", body)
+            one = f"/v1/apps/logs/machines/{machine['id']}"
+            for _ in range(20):
+                async with running.client() as other, other.get(f"{one}/logs?follow=true") as log:
+                    assert log.status == 200
+            eventually("they are let go of", lambda: connections() <= 8)
+            used = cpu_seconds(running.process.pid)
+            await asyncio.sleep(2)
+            assert cpu_seconds(running.process.pid) - used < 0.2  # none of them looks for lines any more
+            async with api.get(f"{one}/logs?follow=true") as log:
+                await asked(api, "DELETE", one)
+                async with asyncio.timeout(10):
+                    assert await log.read() == b""
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")

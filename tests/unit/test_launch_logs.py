@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 from castoff.agent.launch.logs import Logs
@@ -70,3 +71,65 @@ async def test_what_comes_again_is_written_once(tmp_path: Path) -> None:
     another_run.close()
     assert [line.message async for line in logs.read(MACHINE)] == ["one", "two", "err", "one"]
     killed.close()
+
+
+async def test_a_run_that_is_let_go_of_in_the_midst_of_a_line(tmp_path: Path) -> None:
+    """What is left is written when a writer closes, and not once more when the guest repeats it."""
+    logs = Logs(tmp_path)
+    first = logs.writer(MACHINE)
+    first.write(1, b"abc", 0)
+    first.close()
+    second = logs.writer(MACHINE, resume=True)
+    second.write(1, b"abcdef\n", 0)
+    second.close()
+    assert [line.message async for line in logs.read(MACHINE)] == ["abc", "def"]
+
+
+async def test_a_full_disk_loses_lines_and_says_so(tmp_path: Path) -> None:
+    """The writer never fails for it; no line is cut in two; when there is room again it goes on."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "castoff-test", tmp_path], check=True)
+    try:
+        logs = Logs(tmp_path / "logs")
+        writer = logs.writer(MACHINE)
+        offset = 0
+        for line in (b"first\n", *[b"x" * 1000 + b"\n"] * 200):
+            writer.write(1, line, offset)
+            offset += len(line)
+        kept = [line.message async for line in logs.read(MACHINE)]
+        assert kept[0] == "first" and 50 < len(kept) < 150
+        subprocess.run(["mount", "-o", "remount,size=4m", tmp_path], check=True)
+        writer.write(1, b"last\n", offset)
+        writer.close()
+        after = [line.message async for line in logs.read(MACHINE)]
+        assert after == [*kept, f"castoff: {201 - len(kept)} lines were lost: the disk refused them", "last"]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+async def test_a_follower_that_nobody_wants_ends(tmp_path: Path) -> None:
+    """Though nothing is written that could tell."""
+    logs = Logs(tmp_path)
+    wanted = iter([True, True, False])
+    async with asyncio.timeout(10):
+        assert [line async for line in logs.read(MACHINE, follow=True, goes_on=lambda: next(wanted))] == []
+
+
+async def test_a_follower_that_is_slow_misses_nothing_that_is_kept(tmp_path: Path) -> None:
+    """The files were turned over several times since it looked: it has all that the newest files hold, in order."""
+    logs = Logs(tmp_path)
+    writer = logs.writer(MACHINE)
+    writer.write(1, b"begin\n", 0)
+    following = logs.read(MACHINE, follow=True)
+    assert (await anext(following)).message == "begin"
+    lines = [f"{number:06} {'x' * 9000}" for number in range(2500)]
+    writer.write(1, ("\n".join(lines) + "\n").encode()[: 1 << 20], 6)
+    writer.close()
+    writer = logs.writer(MACHINE)
+    for number, line in enumerate(lines):
+        writer.write(1, line.encode() + b"\n", number * (len(line) + 1))
+    writer.close()
+    seen = [""]
+    async with asyncio.timeout(30):
+        while seen[-1] != lines[-1]:
+            seen.append((await anext(following)).message)
+    assert seen[-2500:] == lines

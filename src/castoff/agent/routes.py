@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -14,6 +15,8 @@ from castoff.api.creates import Creates
 from castoff.api.metrics import Metrics
 from castoff.api.parts import PARTS
 from castoff.api.server import Register
+from castoff.errors import NotFound
+from castoff.lifecycle.states import State
 
 __all__ = ["counted", "log_routes"]
 
@@ -29,11 +32,20 @@ def log_routes(logs: Logs) -> Register:
     stderr) and ``m``."""
 
     async def read(request: web.Request) -> web.StreamResponse:
-        machine = request.app[PARTS].machines.get(request.match_info["app"], request.match_info["id"])
+        machines, app = request.app[PARTS].machines, request.match_info["app"]
+        machine = machines.get(app, request.match_info["id"])
+
+        def goes_on() -> bool:
+            """Nothing else tells of a client that is gone, as long as there is nothing to write to it."""
+            there = request.transport is not None and not request.transport.is_closing()
+            with contextlib.suppress(NotFound):
+                return there and machines.get(app, machine.id).state != State.DESTROYED
+            return False
+
         tail = body.number(request, "tail", default=_TAIL, least=0, most=_MOST)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
         await response.prepare(request)
-        async for line in logs.read(machine.id, tail=tail, follow=body.flag(request, "follow")):
+        async for line in logs.read(machine.id, tail=tail, follow=body.flag(request, "follow"), goes_on=goes_on):
             await response.write(msgspec.json.encode(line) + b"\n")
         await response.write_eof()
         return response

@@ -14,10 +14,9 @@ import contextlib
 import os
 import shutil
 import struct
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -33,6 +32,8 @@ _KEPT: Final = 3
 """Files beside the current one."""
 _LONGEST: Final = 16 << 10
 """Bytes of a line; a longer one is cut into several."""
+_PIECE: Final = 1 << 20
+"""Bytes that are read at once."""
 _POLL: Final = 0.2
 _WRITTEN: Final = struct.Struct("<QQ")
 _MOST_TAIL: Final = 10_000
@@ -82,35 +83,43 @@ class Logs:
             return [entry.name for entry in self._directory.iterdir()]
         return []
 
-    async def read(self, machine: str, *, tail: int = 1000, follow: bool = False) -> AsyncIterator[LogLine]:
+    async def read(
+        self, machine: str, *, tail: int = 1000, follow: bool = False, goes_on: Callable[[], bool] | None = None
+    ) -> AsyncIterator[LogLine]:
         """A machine's log.
 
         Args:
             machine: Its id.
             tail: Lines of what is there, the last ones; at most 10,000.
             follow: Go on with what is written from now on, until the caller stops.
+            goes_on: Asked now and then whether anybody still wants to know.
         """
         directory = self.path(machine)
         lines, place = await asyncio.to_thread(_tail, directory, min(tail, _MOST_TAIL))
         for line in lines:
             yield line
-        while follow:
-            await asyncio.sleep(_POLL)
+        more: list[LogLine] = []
+        while follow and (goes_on is None or goes_on()):
+            if not more:  # where there was some, there may be more
+                await asyncio.sleep(_POLL)
             more, place = await asyncio.to_thread(_more, directory, place)
             for line in more:
                 yield line
 
 
 class LogWriter:
-    """Writes one machine's log. Blocks on the disk no longer than the page cache does."""
+    """Writes one machine's log. A disk that takes nothing loses lines, which the log tells of when it takes some again: no
+    machine ends for its log's sake. For one thread at a time."""
 
     def __init__(self, directory: Path, *, resume: bool) -> None:
         self._directory = directory
         self._partial = {1: b"", 2: b""}
         self._taken = {1: 0, 2: 0}
+        self._lost = 0
+        self._file = self._written = -1
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = (directory / "current").open("ab")
+            self._file = _append(directory)
             self._written = os.open(directory / "written", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             known = os.pread(self._written, _WRITTEN.size, 0)
             if resume and len(known) == _WRITTEN.size:
@@ -118,6 +127,7 @@ class LogWriter:
             else:
                 os.pwrite(self._written, bytes(_WRITTEN.size), 0)
         except OSError as error:
+            self.close()
             raise Internal(f"log {directory} cannot be written: {error.strerror}") from error
 
     def write(self, stream: int, data: bytes, offset: int) -> None:
@@ -131,42 +141,64 @@ class LogWriter:
             lines.append(rest[:_LONGEST])
             rest = rest[_LONGEST:]
         self._partial[stream] = rest
-        self._put(stream, lines)
+        if lines:
+            self._put(stream, lines)
 
     def close(self) -> None:
         """Writes what is left. Idempotent."""
         for stream, rest in self._partial.items():
+            self._partial[stream] = b""  # before it is counted as written
             if rest:
                 self._put(stream, [rest])
-        self._partial = {1: b"", 2: b""}
-        self._file.close()
-        if self._written >= 0:
-            os.close(self._written)
-            self._written = -1
+        for descriptor in (self._file, self._written):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._written = -1
 
     def _put(self, stream: int, lines: list[bytes]) -> None:
-        now = milliseconds()
-        encoded = b"".join(
-            msgspec.json.encode(LogLine(timestamp=now, stream=stream, message=part.decode(errors="replace"))) + b"\n"
-            for line in lines
-            for part in _cut(line)
-        )
+        parts = [part for line in lines for part in _cut(line)]
         try:
-            self._file.write(encoded)
-            self._file.flush()
+            if self._lost:
+                _write_all(self._file, _encoded(2, [b"castoff: %d lines were lost: the disk refused them" % self._lost]))
+                self._lost = 0
+            _write_all(self._file, _encoded(stream, parts))
             os.pwrite(self._written, _WRITTEN.pack(*(self._taken[one] - len(self._partial[one]) for one in (1, 2))), 0)
-            if self._file.tell() > _FULL:
+            if os.lseek(self._file, 0, os.SEEK_END) > _FULL:
                 self._turn()
-        except OSError as error:
-            raise Internal(f"log {self._directory} cannot be written: {error.strerror}") from error
+        except OSError:
+            self._lost += len(parts)
 
     def _turn(self) -> None:
-        self._file.close()
         for number in range(_KEPT - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 (self._directory / str(number)).rename(self._directory / str(number + 1))
         (self._directory / "current").rename(self._directory / "1")
-        self._file = (self._directory / "current").open("ab")
+        file, self._file = self._file, _append(self._directory)
+        os.close(file)
+
+
+def _append(directory: Path) -> int:
+    return os.open(directory / "current", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _encoded(stream: int, parts: list[bytes]) -> bytes:
+    now = milliseconds()
+    return b"".join(
+        msgspec.json.encode(LogLine(timestamp=now, stream=stream, message=part.decode(errors="replace"))) + b"\n"
+        for part in parts
+    )
+
+
+def _write_all(file: int, data: bytes) -> None:
+    """All of it, or nothing: half a line would swallow the next one."""
+    start = os.lseek(file, 0, os.SEEK_END)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+    except OSError:
+        os.ftruncate(file, start)
+        raise
 
 
 def _cut(line: bytes) -> Iterator[bytes]:
@@ -176,36 +208,71 @@ def _cut(line: bytes) -> Iterator[bytes]:
 
 
 def _tail(directory: Path, count: int) -> tuple[list[LogLine], tuple[int, int]]:
-    """The last lines, and where the current file ends (inode, offset)."""
-    found: deque[LogLine] = deque(maxlen=count)
-    place = (0, 0)
-    for name in (*map(str, range(_KEPT, 0, -1)), "current"):
-        with contextlib.suppress(FileNotFoundError), (directory / name).open("rb") as file:
-            data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            found.extend(_lines(whole))
-            place = (os.fstat(file.fileno()).st_ino, len(whole))
-    return list(found), place
-
-
-def _more(directory: Path, place: tuple[int, int]) -> tuple[list[LogLine], tuple[int, int]]:
-    """What was written since ``place``; what a file held that was turned over meanwhile comes first."""
-    inode, offset = place
+    """The last lines, and where the current file ends (inode, offset). No more files are read than these lines take."""
     found: list[LogLine] = []
-    for name in ("1", "current"):
-        with contextlib.suppress(FileNotFoundError), (directory / name).open("rb") as file:
-            number = os.fstat(file.fileno()).st_ino
-            if name == "1" and number != inode:
-                continue
-            file.seek(offset if number == inode else 0)
-            data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            found.extend(_lines(whole))
-            place = (number, (offset if number == inode else 0) + len(whole))
+    place = (0, 0)
+    files = _files(directory)
+    try:
+        for newer, file in enumerate(reversed(files)):
+            number, size = os.fstat(file.fileno()).st_ino, file.seek(0, os.SEEK_END)
+            lines, end = _last_lines(file, size, count - len(found))
+            if newer == 0:
+                place = (number, end)
+            found[:0] = lines
+            if len(found) >= count:
+                break
+    finally:
+        for file in files:
+            file.close()
     return found, place
 
 
-def _lines(data: bytes) -> Iterator[LogLine]:
-    for line in data.splitlines():
+def _last_lines(file: BinaryIO, size: int, count: int) -> tuple[list[LogLine], int]:
+    """A file's last whole lines, and where they end: read backwards, as far as need be."""
+    data, start = b"", size
+    while start and data.count(b"\n") <= count:
+        step = min(start, _PIECE)
+        start -= step
+        file.seek(start)
+        data = file.read(step) + data
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.splitlines()[-count:] if count else []
+    return list(_lines(lines)), start + len(whole) if whole else size - len(data)
+
+
+def _more(directory: Path, place: tuple[int, int]) -> tuple[list[LogLine], tuple[int, int]]:
+    """What was written since ``place``, a piece at a time: the rest of the file that was read last, wherever it was turned over
+    to, or the oldest of what came after. What was deleted before anybody read it is left out."""
+    files = _files(directory)
+    try:
+        numbers = [os.fstat(file.fileno()).st_ino for file in files]
+        at = numbers.index(place[0]) if place[0] in numbers else -1
+        for index in range(max(at, 0), len(files)):
+            offset = place[1] if index == at and place[1] <= os.fstat(files[index].fileno()).st_size else 0
+            files[index].seek(offset)
+            data = files[index].read(_PIECE)
+            whole = data[: data.rfind(b"\n") + 1]
+            place = (numbers[index], offset + len(whole))
+            if whole:
+                return list(_lines(whole.splitlines())), place
+        return [], place
+    finally:
+        for file in files:
+            file.close()
+
+
+def _files(directory: Path) -> list[BinaryIO]:
+    """The oldest first. Opened from the newest on: one that is turned over meanwhile is met again, and known by its inode."""
+    files: dict[int, BinaryIO] = {}
+    for name in ("current", *map(str, range(1, _KEPT + 1))):
+        with contextlib.suppress(FileNotFoundError):
+            file = (directory / name).open("rb")
+            if files.setdefault(os.fstat(file.fileno()).st_ino, file) is not file:
+                file.close()
+    return list(reversed(files.values()))
+
+
+def _lines(lines: list[bytes]) -> Iterator[LogLine]:
+    for line in lines:
         with contextlib.suppress(msgspec.MsgspecError):  # a line that a crash of the host cut
             yield msgspec.json.decode(line, type=LogLine)
