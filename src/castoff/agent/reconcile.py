@@ -49,7 +49,10 @@ async def reconcile(machines: Machines, launcher: Launcher, logs: Logs, notice: 
 async def reconcile_forever(machines: Machines, launcher: Launcher, logs: Logs, notice: Callable[[str], None]) -> None:
     """Does so every minute."""
     while True:
-        found = await reconcile(machines, launcher, logs, notice)
-        if found.machines or found.logs:
-            notice(f"removed what was left: {found.machines} machines, {found.logs} logs")
+        try:
+            found = await reconcile(machines, launcher, logs, notice)
+            if found.machines or found.logs:
+                notice(f"removed what was left: {found.machines} machines, {found.logs} logs")
+        except (CastoffError, OSError) as error:  # a disk that refuses now may not in a minute
+            notice(f"what is left cannot be looked for: {error}")
         await asyncio.sleep(_EVERY)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
+from castoff.errors import Internal
 from castoff.machine.model import MachineRecord, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.rootfs.context import ProviderContext
@@ -21,6 +24,9 @@ from castoff.rootfs.release import release_machine
 from castoff.vmm.settings import VmmSettings
 
 __all__ = ["end_machine", "remove_machine"]
+
+_DIES: Final = 10.0
+"""Seconds that the kernel may take for the end of a killed VMM."""
 
 
 async def end_machine(record: MachineRecord, records: MachineRecords, settings: VmmSettings) -> None:
@@ -34,9 +40,7 @@ async def end_machine(record: MachineRecord, records: MachineRecords, settings: 
             await handle.kill()
     else:
         # Its owner died between the VMM's start and the record of it: look for a process that says it is this machine.
-        for pid in _monitors(record.id, directory):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(_end_monitors, record.id, directory)
     if record.keep:
         await asyncio.to_thread(records.update, msgspec.structs.replace(record, state=MachineState.EXITED))
 
@@ -45,6 +49,19 @@ async def remove_machine(record: MachineRecord, records: MachineRecords, provide
     """Gives back what an ended machine holds, and deletes its directory. Idempotent."""
     await release_machine(record.id, records.path(record.id), providers)
     await asyncio.to_thread(records.remove, record.id)
+
+
+def _end_monitors(machine_id: str, directory: Path) -> None:
+    """Kills them, and waits until they are gone: what a dying one still writes must not meet its successor on the same disk."""
+    for pid in _monitors(machine_id, directory):
+        with contextlib.suppress(ProcessLookupError):
+            process = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                if not select.select([process], [], [], _DIES)[0]:
+                    raise Internal(f"process {pid} of machine {machine_id} does not die", hint="is its disk stuck? see dmesg")
+            finally:
+                os.close(process)
 
 
 def _monitors(machine_id: str, directory: Path) -> Iterator[int]:

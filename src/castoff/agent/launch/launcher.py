@@ -21,15 +21,17 @@ from castoff.lifecycle.launcher import Launch
 from castoff.machine.drivers import open_vmm
 from castoff.machine.hydration import Hydration
 from castoff.machine.machine import Machine
-from castoff.machine.model import MachineId, MachineRecord, MachineRequest
+from castoff.machine.model import MachineId, MachineRecord, MachineRequest, MachineState, parse_machine_id
 from castoff.machine.process import guest_settings
 from castoff.machine.removal import end_machine, remove_machine
+from castoff.store.builds import uninterrupted
 from castoff.store.durable import fsync_path, replace_file
 from castoff.vmm.channel import GuestChannel
 
 __all__ = ["HostLauncher"]
 
 _ROOT: Final = "root.ext4"
+_KEPT: Final = "kept"
 _SURROUNDINGS: Final = "guest.json"
 _CONNECT: Final = 30.0
 """Seconds in which a guest that was left answers again."""
@@ -85,36 +87,45 @@ class HostLauncher:
     async def reattach(self, launch: Launch) -> HostRun | None:
         """See the port."""
         record = await self._record(launch.machine)
-        if record is None or not record.vmm:
+        if record is None or record.state == MachineState.EXITED:
+            return None
+        if not record.vmm:  # the agent was killed between its VMM's start, if it came that far, and the record of it
+            await end_machine(record, self._host.machines, self._host.config.vmm)
             return None
         directory = self._host.machines.path(record.id)
         handle = await open_vmm(record.vmm, self._host.config.vmm, self._host.store.state).reattach(record.vmm_state)
         if handle is None:
             return None
-        try:
-            surroundings = msgspec.json.decode((directory / _SURROUNDINGS).read_bytes(), type=Surroundings)
-            channel = await GuestChannel.connect(handle, _CONNECT)
-        except (CastoffError, OSError, msgspec.MsgspecError):
-            await handle.kill()  # its launch was not over when the agent ended, or nobody is in there any more
-            return None
+        async with contextlib.AsyncExitStack() as undo:
+            log = self._logs.writer(record.id, resume=True)
+            undo.callback(log.close)
+            try:
+                surroundings = msgspec.json.decode((directory / _SURROUNDINGS).read_bytes(), type=Surroundings)
+                channel = await GuestChannel.connect(handle, _CONNECT)
+            except (CastoffError, OSError, msgspec.MsgspecError):
+                await handle.kill()  # its launch was not over when the agent ended, or nobody is in there any more
+                return None
+            undo.pop_all()
         lazy = Hydration(self._host.store.state, directory, self._host.providers.notice) if record.lazy else None
         machine = Machine(
             record, records=self._host.machines, providers=self._host.providers, handle=handle, channel=channel, hydration=lazy
         )
-        return HostRun(machine, self._logs.writer(record.id, resume=True), surroundings)
+        return HostRun(machine, log, surroundings)
 
     async def discard(self, machine: MachineId) -> None:
-        """See the port."""
+        """See the port. The record goes last: by it the rest is found again."""
         record = await self._record(machine)
         if record is not None:
             await end_machine(record, self._host.machines, self._host.config.vmm)
-            await remove_machine(record, self._host.machines, self._host.providers)
         await asyncio.to_thread(self._kept(machine).unlink, missing_ok=True)
+        if record is not None:
+            await remove_machine(record, self._host.machines, self._host.providers)
 
     async def machines(self) -> list[MachineId]:
-        """See the port."""
+        """See the port. Also those of which only a root filesystem that was kept is left."""
         records = await asyncio.to_thread(list, self._host.machines)
-        return [record.id for record in records if record.agent]
+        kept = await asyncio.to_thread(_kept_machines, self._host.store.root / _KEPT)
+        return list(dict.fromkeys([*(record.id for record in records if record.agent), *kept]))
 
     async def _record(self, machine: MachineId) -> MachineRecord | None:
         with contextlib.suppress(NotFound):
@@ -123,7 +134,7 @@ class HostLauncher:
 
     def _kept(self, machine: MachineId) -> Path:
         """Where a root filesystem waits between two runs: on the filesystem of the machines."""
-        return self._host.store.root / "kept" / f"{machine}.ext4"
+        return self._host.store.root / _KEPT / f"{machine}.ext4"
 
     async def _clear(self, launch: Launch) -> Path | None:
         """Removes what the last run left; the root filesystem, where it is to be kept, is set aside."""
@@ -131,11 +142,9 @@ class HostLauncher:
         record = await self._record(launch.machine)
         if record is not None:
             await end_machine(record, self._host.machines, self._host.config.vmm)
-            root = self._host.machines.path(record.id) / _ROOT
-            if not launch.fresh and not record.lazy and root.exists():
-                kept.parent.mkdir(exist_ok=True, mode=0o700)
-                await asyncio.to_thread(root.rename, kept)
-                fsync_path(kept.parent)
+            # Without a VMM it never ran, and its root filesystem may be half a copy, or one whose data is not here.
+            if record.vmm and not launch.fresh and not record.lazy:
+                await uninterrupted(_set_aside, self._host.machines.path(record.id) / _ROOT, kept)
             await remove_machine(record, self._host.machines, self._host.providers)
         if launch.fresh:
             await asyncio.to_thread(kept.unlink, missing_ok=True)
@@ -146,3 +155,17 @@ class HostLauncher:
         async with opened(request.image, request.platform, config=self._host.config, store=self._host.store) as (_, image):
             settings = guest_settings(image.config, request, hostname=request.hostname or "castoff")
         return Surroundings(env=settings.env, cwd=settings.cwd, user=settings.user)
+
+
+def _set_aside(root: Path, kept: Path) -> None:
+    """Durably, before the directory that it is in is removed."""
+    kept.parent.mkdir(exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileNotFoundError):  # it was, before a crash
+        root.rename(kept)
+        fsync_path(kept.parent)
+
+
+def _kept_machines(directory: Path) -> list[MachineId]:
+    with contextlib.suppress(FileNotFoundError):
+        return [parse_machine_id(path.stem) for path in directory.iterdir()]
+    return []
