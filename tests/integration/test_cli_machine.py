@@ -32,7 +32,7 @@ def said(state: Castoff, *words: str, code: int = 0, **options: object) -> str:
 def test_a_machine_from_run_to_destroy(state: Castoff, tmp_path: Path) -> None:
     """run, list, show, exec with its exit code, logs apart, cp both ways, events, stop, update, destroy."""
     with agent(state):
-        said(state, "apps", "create", "shop")
+        said(state, "app", "create", "shop")
         said(state, "secret", "set", "TOKEN", "--app", "shop", input=b"s3cret\n")
         assert "TOKEN" in said(state, "secret", "list", "--app", "shop")
         words = ("--name", "web", "--app", "shop", "-e", "WHO=world", "--memory", "192M", state.image, "sh", "-c", SCRIPT)
@@ -56,10 +56,10 @@ def test_a_machine_from_run_to_destroy(state: Castoff, tmp_path: Path) -> None:
         assert "exit code 0" in said(state, "machine", "events", "web")
         assert said(state, "machine", "wait", "web", "--until", "stopped").strip() == "stopped"
         assert id in said(state, "machine", "update", "--skip-start", "--memory", "256M", "web")
-        assert state("apps", "delete", "shop").returncode != 0
+        assert state("app", "delete", "shop").returncode != 0
         assert said(state, "machine", "destroy", "web").strip() == id
         assert said(state, "machine", "list").split() == ["ID", "NAME", "APP", "IMAGE", "STATE", "AGE"]
-        assert said(state, "apps", "delete", "shop").strip() == "shop"
+        assert said(state, "app", "delete", "shop").strip() == "shop"
 
 
 def test_what_goes_wrong_is_said(state: Castoff) -> None:

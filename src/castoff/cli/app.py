@@ -24,7 +24,8 @@ COMMANDS = {
     "profile": "Look at boot profiles: what machines of an image read before they were ready.",
     "image": "Look at images and what of them is here.",
     "machine": "Make machines, look at them, and tell them what to do.",
-    "apps": "Create, list, show and delete apps: what machines and secrets belong to.",
+    "app": "Create, list, show and delete apps: what machines, volumes and secrets belong to.",
+    "volume": "Create, list, show, extend, copy and delete volumes: filesystems that outlive machines.",
     "secret": "Set, list and unset the secrets of an app: variables that its machines get.",
     "agent": "Run the agent: the Machines API, and machines that outlive it.",
     "token": "Make, list and revoke the tokens of the agent's API.",
@@ -38,6 +39,9 @@ COMMANDS = {
     "version": "Print the versions of castoff and of what it stands on.",
 }
 """Every subcommand and its line in ``castoff --help``, which imports none of them: each would cost its imports."""
+
+_MODULES = {"app": "apps"}
+"""Where a command's module has another name than the command: this one is castoff.cli.app."""
 
 
 class _TakesGlobals(click.Command):
@@ -81,7 +85,7 @@ class _Root(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"castoff.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"castoff.cli.{_MODULES.get(cmd_name, cmd_name)}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

@@ -1,4 +1,4 @@
-"""``castoff apps``: what machines and secrets belong to."""
+"""``castoff app``: what machines, volumes and secrets belong to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["command"]
 
 @click.group(cls=Group)
 def command() -> None:
-    """Create, list, show and delete apps: what machines and secrets belong to."""
+    """Create, list, show and delete apps: what machines, volumes and secrets belong to."""
 
 
 @command.command()
@@ -54,7 +54,7 @@ def show(shared: Globals, name: str) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.pass_obj
 def delete(shared: Globals, names: tuple[str, ...]) -> None:
-    """Delete apps that have no machines any more, with their secrets."""
+    """Delete apps that have neither machines nor volumes any more, with their secrets."""
 
     async def work(client: ApiClient) -> None:
         for name in names:

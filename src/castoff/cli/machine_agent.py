@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -16,8 +15,8 @@ from castoff.cli.globals import Globals
 from castoff.cli.machine_inside import COMMANDS
 from castoff.cli.names import machine_names
 from castoff.cli.parameters import environment, parse_size
-from castoff.cli.remote import APP, AppOption, find_machine, has_agent, on_agent
-from castoff.errors import Conflict, Invalid
+from castoff.cli.remote import AppOption, ensure_app, find_machine, find_volume, has_agent, on_agent
+from castoff.errors import Invalid
 
 if TYPE_CHECKING:
     from castoff.api.client import ApiClient
@@ -54,6 +53,13 @@ def moment(text: str) -> float:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
+def _mount(text: str) -> dict[str, str]:
+    volume, _, path = text.partition(":")
+    if not volume or not path.startswith("/"):
+        raise click.BadParameter(f"{text!r} is not VOLUME:PATH, like data:/var/lib/data")
+    return {"volume": volume, "path": path}
+
+
 def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a machine is made of."""
     for option in reversed(
@@ -70,6 +76,9 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--persist", type=click.Choice(["never", "restart", "always"]), help="Whether its rootfs is kept."),
             click.option("--rm", "auto_destroy", is_flag=True, help="Destroy it when its command ends."),
             click.option("--schedule", type=click.Choice(["hourly", "daily", "weekly", "monthly"]), help="Start it so often."),
+            click.option(
+                "--volume", "mounts", multiple=True, type=_mount, metavar="VOLUME:PATH", help="Mount a volume; name or id."
+            ),
             click.option("--metadata", "-m", multiple=True, metavar="K=V", help="Metadata."),
             click.option(
                 "--machine-config", type=_FILE, metavar="FILE", help="JSON with the configuration; options win over it."
@@ -106,6 +115,8 @@ def _config(image: str | None, words: tuple[str, ...], **options: Any) -> dict[s
     rootfs = {"persist": options["persist"], "size_gb": options["disk_size"] and -(-options["disk_size"] >> 30)}
     if any(rootfs.values()):
         config["rootfs"] = config.get("rootfs", {}) | {key: value for key, value in rootfs.items() if value}
+    if options["mounts"]:
+        config["mounts"] = list(options["mounts"])
     if options["restart"]:
         config["restart"] = {"policy": options["restart"]}
     if options["auto_destroy"]:
@@ -118,11 +129,17 @@ def _config(image: str | None, words: tuple[str, ...], **options: Any) -> dict[s
 
 
 async def _make(client: ApiClient, app: str, body: dict[str, Any]) -> dict[str, Any]:
-    if app == APP:
-        with contextlib.suppress(Conflict, Invalid):  # it is there
-            await client.ask("POST", "/v1/apps", body={"name": app})
+    await ensure_app(client, app)
+    await _resolve_mounts(client, app, body["config"])
     made: dict[str, Any] = await client.ask("POST", f"/v1/apps/{app}/machines", body=body)
     return made
+
+
+async def _resolve_mounts(client: ApiClient, app: str, config: dict[str, Any]) -> None:
+    """The API knows volumes by their ids alone; people by their names, too."""
+    for mount in config.get("mounts") or ():
+        if not str(mount["volume"]).startswith("vol_"):
+            mount["volume"] = (await find_volume(client, app, mount["volume"]))["id"]
 
 
 async def _reaches(client: ApiClient, app: str, machine: str, state: str) -> None:
@@ -258,6 +275,7 @@ def update(shared: Globals, /, app: str, name: str, skip_start: bool, **options:
         machine = await find_machine(client, app, name)
         base = machine["config"] if options["machine_config"] is None else {}
         config = base | _config(image or base.get("image"), words, **options)
+        await _resolve_mounts(client, machine["app"], config)
         body = {"config": config, "skip_launch": skip_start, "current_version": machine["version"]}
         path = f"/v1/apps/{machine['app']}/machines/{machine['id']}"
         updated: dict[str, Any] = await client.ask("POST", path, body=body)

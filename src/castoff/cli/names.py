@@ -1,4 +1,4 @@
-"""Completes names of what is here: root filesystems, machines, keys. What cannot be read completes to nothing."""
+"""Completes names of what is here: root filesystems, machines, volumes, keys. What cannot be read completes to nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from castoff.cli.globals import Globals
 from castoff.errors import CastoffError
 
-__all__ = ["machine_names", "rootfs_names", "trusted_keys"]
+__all__ = ["machine_names", "rootfs_names", "trusted_keys", "volume_names"]
 
 
 def rootfs_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -20,6 +20,11 @@ def rootfs_names(context: click.Context, parameter: click.Parameter, incomplete:
 def machine_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Ids of the machines."""
     return [name for name in _entries(context, "machines") if name.startswith(incomplete)]
+
+
+def volume_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Ids of the volumes."""
+    return [name for name in _entries(context, "volumes") if name.startswith(incomplete)]
 
 
 def trusted_keys(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from castoff.cli.globals import Globals
-from castoff.errors import Unavailable
+from castoff.errors import Conflict, Invalid, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from castoff.api.client import ApiClient
 
-__all__ = ["APP", "AppOption", "agent_socket", "find_machine", "has_agent", "on_agent"]
+__all__ = [
+    "APP",
+    "AppOption",
+    "agent_socket",
+    "ensure_app",
+    "find_machine",
+    "find_volume",
+    "has_agent",
+    "list_volumes",
+    "on_agent",
+]
 
 T = TypeVar("T")
 
@@ -81,23 +91,57 @@ def _reachable(path: Path) -> Iterator[Path]:
         os.close(directory)
 
 
+async def ensure_app(client: ApiClient, app: str) -> None:
+    """Makes the app of things for which none was named, where it is not there."""
+    if app == APP:
+        with contextlib.suppress(Conflict, Invalid):  # it is there
+            await client.ask("POST", "/v1/apps", body={"name": app})
+
+
+async def _apps(client: ApiClient, app: str) -> list[str]:
+    """The app that was named; all where none was."""
+    return [app] if app != APP else [str(found["name"]) for found in (await client.ask("GET", "/v1/apps"))["apps"]]
+
+
 async def find_machine(client: ApiClient, app: str, name: str) -> dict[str, Any]:
-    """A machine by its id or name, of the app or, by its id, of any.
+    """A machine by its id or name, of the app that was named, or of any.
 
     Raises:
         NotFound: There is none.
+        Conflict: There are several of that name, of several apps.
     """
-    from castoff.errors import NotFound
+    found: list[dict[str, Any]] = []
+    for one in await _apps(client, app):
+        for machine in await client.ask("GET", f"/v1/apps/{one}/machines"):
+            if name == machine["id"]:
+                return dict(machine, app=one)
+            if name == machine["name"]:
+                found.append(dict(machine, app=one))
+    return _only(found, f"machine {name[:80]!r}", "`castoff machine list` shows those that are here")
 
-    machines: list[dict[str, Any]] = []
-    if app == APP:
-        apps = await client.ask("GET", "/v1/apps")
-        names = [str(found["name"]) for found in apps["apps"]]
-    else:
-        names = [app]
-    for one in names:
-        machines += [found | {"app": one} for found in await client.ask("GET", f"/v1/apps/{one}/machines")]
-    for machine in machines:
-        if name in (machine["id"], machine["name"]):
-            return machine
-    raise NotFound(f"no machine {name[:80]!r}", hint="`castoff machine list` shows those that are here")
+
+async def list_volumes(client: ApiClient, app: str) -> list[dict[str, Any]]:
+    """The volumes of the app that was named, or of all."""
+    return [
+        volume | {"app": one} for one in await _apps(client, app) for volume in await client.ask("GET", f"/v1/apps/{one}/volumes")
+    ]
+
+
+async def find_volume(client: ApiClient, app: str, name: str) -> dict[str, Any]:
+    """A volume by its id or name, of the app that was named, or of any.
+
+    Raises:
+        NotFound: There is none.
+        Conflict: There are several of that name.
+    """
+    volumes = await list_volumes(client, app)
+    found = [volume for volume in volumes if volume["id"] == name] or [volume for volume in volumes if volume["name"] == name]
+    return _only(found, f"volume {name[:80]!r}", "`castoff volume list` shows those that are here")
+
+
+def _only(found: list[dict[str, Any]], what: str, hint: str) -> dict[str, Any]:
+    if len(found) > 1:
+        raise Conflict(f"there are {len(found)} of {what}: {', '.join(one['id'] for one in found)}", hint="name one by its id")
+    if not found:
+        raise NotFound(f"no {what}", hint=hint)
+    return found[0]
