@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.api_stores import MemoryVolumes
 
 from castoff.api.auth import Grant
 from castoff.api.parts import ImageDescription, Parts
@@ -24,6 +23,7 @@ from castoff.lifecycle.database import Database
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.settings import AgentSettings
+from castoff.lifecycle.volumes import Volumes
 
 TOKENS = {
     "operator": Grant(name="operator"),
@@ -106,7 +106,8 @@ async def running(directory: Path, register: Sequence[Register] = (), **settings
 async def _parts(directory: Path, settings: AgentSettings) -> AsyncIterator[Parts]:
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.open(directory / "castoff.db"))
-        apps, volumes, secrets = Apps(database), MemoryVolumes(), Secrets(database)
+        apps, volumes, secrets = Apps(database), Volumes(database, directory / "volumes"), Secrets(database)
+        await volumes.load()
         for name in ("mine", "other"):
             await apps.create(name, organization="personal", network="default")
         launcher = FakeLauncher(World())

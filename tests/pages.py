@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from tests.api_server import Images, KnownTokens
-from tests.api_stores import MemoryVolumes
 
 from castoff.agent.observe import ObservedLauncher
 from castoff.agent.routes import counted
@@ -40,6 +39,7 @@ from castoff.lifecycle.launcher import Launch, Run
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.settings import AgentSettings
+from castoff.lifecycle.volumes import Volumes
 from castoff.store.usage import LayerUsage, MachineUsage, RootfsUsage, Usage
 from castoff.timeline import step
 
@@ -203,7 +203,8 @@ async def served(
 
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.open(directory / "castoff.db"))
-        apps, volumes, secrets = Apps(database), MemoryVolumes(), Secrets(database)
+        apps, volumes, secrets = Apps(database), Volumes(database, directory / "volumes"), Secrets(database)
+        await volumes.load()
         for name in ("mine", "other"):
             await apps.create(name, organization="personal", network="default")
         machines = await stack.enter_async_context(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from castoff.config import Config
-from castoff.disk.clone import Drive, Role, inherited
+from castoff.disk.clone import Drive, Role, inherited, volume_role
 from castoff.errors import Invalid, NotFound
 from castoff.image.image import Image, Platform
 from castoff.image.opening import open_source
@@ -91,7 +91,7 @@ async def create(
             memory=memory,
             kernel=kernel.path,
             initramfs=assemble(kernel, guest, directory / "initramfs"),
-            drives=tuple(drives),
+            drives=(*drives, *_volumes(request)),
             ports=request.ports,
             network=network,
         )
@@ -189,6 +189,13 @@ async def _clone(
     for descriptor in inherited(drives):
         held.callback(os.close, descriptor)
     return drives
+
+
+def _volumes(request: MachineRequest) -> list[Drive]:
+    """The drives of the machine's volumes, after its own."""
+    return [
+        Drive(volume_role(number), volume.path, read_only=False, direct=True) for number, volume in enumerate(request.volumes)
+    ]
 
 
 def _hydration(

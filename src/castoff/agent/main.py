@@ -18,7 +18,6 @@ from castoff.agent.observe import ObservedLauncher
 from castoff.agent.reconcile import reconcile_forever
 from castoff.agent.routes import counted, log_routes
 from castoff.agent.tracing import Tracer
-from castoff.agent.volumes import NoVolumes
 from castoff.api.creates import Creates, CreateSink
 from castoff.api.hydration import count_hydration
 from castoff.api.metrics import Metrics, StoreGauge
@@ -33,6 +32,7 @@ from castoff.lifecycle.apps import Apps
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.secrets import Secrets
+from castoff.lifecycle.volumes import Volumes
 
 __all__ = ["Agent", "database_path", "running"]
 
@@ -60,12 +60,15 @@ def database_path(state: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def running(config: Config, *, notice: Callable[[str], None] = lambda line: None) -> AsyncIterator[Agent]:
+async def running(
+    config: Config, *, notice: Callable[[str], None] = lambda line: None, first_token: bool = True
+) -> AsyncIterator[Agent]:
     """An agent over ``config.state``, which serves for the block.
 
     Args:
         config: The configuration.
         notice: Called with a line for people.
+        first_token: Make one at the first start of all.
 
     Raises:
         Conflict: Another agent runs there.
@@ -80,9 +83,11 @@ async def running(config: Config, *, notice: Callable[[str], None] = lambda line
         host = await enter(Host.open(config=config, notice=notice))
         is_first = not database_path(config.state).exists()
         database = await enter(Database.open(database_path(config.state)))
-        tokens, apps, secrets, volumes = Tokens(database), Apps(database), Secrets(database), NoVolumes()
+        tokens, apps, secrets = Tokens(database), Apps(database), Secrets(database)
+        volumes = Volumes(database, host.store.root / "volumes", region=settings.region)
         await apps.load()
-        token = (await tokens.create(name="first"))[1] if is_first else ""
+        await volumes.load()
+        token = (await tokens.create(name="first"))[1] if is_first and first_token else ""
 
         metrics = Metrics()
         sinks: list[CreateSink] = [metrics]

@@ -19,7 +19,16 @@ from castoff.rootfs.settings import Lazy
 from castoff.vmm.guest import GuestFile
 from castoff.vmm.vmm import PortForward
 
-__all__ = ["MachineId", "MachineRecord", "MachineRequest", "MachineState", "check_name", "new_machine_id", "parse_machine_id"]
+__all__ = [
+    "MachineId",
+    "MachineRecord",
+    "MachineRequest",
+    "MachineState",
+    "VolumeDrive",
+    "check_name",
+    "new_machine_id",
+    "parse_machine_id",
+]
 
 _ID = re.compile(r"[0-9a-f]{14}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
@@ -60,6 +69,19 @@ def check_name(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeDrive:
+    """A volume of a machine's; never its own to delete.
+
+    Attributes:
+        path: The file, an ext4 image, or the block device.
+        guest_path: Where the guest mounts it.
+    """
+
+    path: Path
+    guest_path: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRequest:
     """What one create asks for; None: as the image or the configuration says.
@@ -92,6 +114,7 @@ class MachineRequest:
         agent: The agent runs it: it outlives this process, and only the agent removes it.
         files: Written into the root filesystem before the command starts.
         linger: Seconds that an ended machine waits for its exit code to be taken.
+        volumes: Filesystems that outlive the machine, mounted in its tree.
         existing: A root filesystem that an earlier run of the machine left, which becomes this one's under a second name.
     """
 
@@ -123,6 +146,7 @@ class MachineRequest:
     agent: bool = False
     files: tuple[GuestFile, ...] = ()
     linger: float | None = None
+    volumes: tuple[VolumeDrive, ...] = ()
     existing: Path | None = None
 
 

@@ -10,10 +10,11 @@ import re
 import signal
 from collections.abc import Iterable
 
+from castoff.disk.clone import volume_role
 from castoff.errors import Invalid
 from castoff.image.image import ImageConfig
 from castoff.machine.model import MachineRequest
-from castoff.vmm.guest import GuestSettings, encode_settings
+from castoff.vmm.guest import GuestMount, GuestSettings, encode_settings
 
 __all__ = ["guest_settings"]
 
@@ -45,6 +46,7 @@ def guest_settings(config: ImageConfig, request: MachineRequest, *, hostname: st
         stop_signal=_signal(config.stop_signal),
         linger=linger if request.linger is None else request.linger,
         files=request.files,
+        mounts=tuple(GuestMount(volume_role(at), volume.guest_path) for at, volume in enumerate(request.volumes)),
     )
     encode_settings(settings)  # refuses what cannot be executed now, not after an image was fetched and converted
     return settings

@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from castoff.disk.clone import MAX_VOLUMES
 from castoff.errors import Invalid, Unsupported
 from castoff.image.digest import Digest
 from castoff.image.reference import RegistryReference, parse_reference
 from castoff.lifecycle.config import MachineConfig, RootfsConfig
 from castoff.lifecycle.launcher import Launch
-from castoff.machine.model import MachineRequest
+from castoff.machine.model import MachineRequest, VolumeDrive
+from castoff.vmm.guest import check_mount_path
 
-__all__ = ["LINGER", "check_config", "machine_request"]
+__all__ = ["LINGER", "check_config", "machine_request", "mount_paths"]
 
 LINGER: Final = 600.0
 """Seconds that an ended machine waits for its exit code to be taken: an agent may be upgraded meanwhile."""
@@ -34,8 +36,7 @@ def check_config(config: MachineConfig, rootfs_directories: Sequence[Path]) -> N
     """
     if config.guest is not None and (config.guest.gpus or config.guest.gpu_kind):
         raise Unsupported("guest: GPUs are not served", hint="leave gpus and gpu_kind away")
-    if config.mounts:
-        raise Unsupported("mounts: volumes cannot be mounted yet", hint="leave mounts away; rootfs.persist keeps the rootfs")
+    mount_paths(config)
     if config.processes and len(config.processes) > 1:
         raise Unsupported("processes: a machine has one", hint="make a machine for each")
     if config.rootfs is not None:
@@ -77,8 +78,26 @@ def machine_request(launch: Launch, rootfs_directories: Sequence[Path], existing
         agent=True,
         files=launch.files,
         linger=LINGER,
+        volumes=tuple(VolumeDrive(Path(file), path) for file, path in zip(launch.volumes, mount_paths(config), strict=True)),
         existing=existing,
     )
+
+
+def mount_paths(config: MachineConfig) -> list[str]:
+    """Where the guest mounts its volumes, as ``config.mounts`` has them.
+
+    Raises:
+        Invalid: There are too many, or one cannot be mounted there.
+    """
+    mounts = config.mounts or ()
+    if len(mounts) > MAX_VOLUMES:
+        raise Invalid(f"mounts: {len(mounts)} volumes are given", hint=f"a machine has at most {MAX_VOLUMES}")
+    if any(not mount.volume for mount in mounts):
+        raise Invalid("mounts: a volume is not named", hint="give its id, vol_...")
+    paths = [check_mount_path(mount.path) for mount in mounts]
+    if len(set(paths)) < len(paths) or len({mount.volume for mount in mounts}) < len(mounts):
+        raise Invalid("mounts: a path or a volume is there twice", hint="a volume has one place, a place one volume")
+    return paths
 
 
 def _pinned(launch: Launch) -> str:
