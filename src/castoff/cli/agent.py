@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,9 @@ async def _run(shared: Globals, config: Config) -> None:
     from castoff.agent.notify import notify
 
     log = logging.getLogger("castoff.agent")
-    async with running(config, notice=lambda line: log.info("%s", line)) as agent:
+    # A token in the journal would be read by whoever may read that: there, `castoff token create` makes the first one.
+    is_journal = "JOURNAL_STREAM" in os.environ
+    async with running(config, notice=lambda line: log.info("%s", line), first_token=not is_journal) as agent:
         if agent.token:
             print(f"castoff: the first token, told this once: {agent.token}", file=sys.stderr, flush=True)
         log.info("listening at %s%s", agent.socket, f" and {agent.address}" if agent.address else "")
