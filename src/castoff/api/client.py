@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
 
 from castoff.errors import (
     CastoffError,
@@ -20,18 +22,33 @@ from castoff.errors import (
     Conflict,
     Internal,
     Invalid,
+    NoSpace,
     NotFound,
     Unauthorized,
     Unavailable,
     Unsupported,
 )
+from castoff.lifecycle.model import PreconditionFailed, WaitTimeout
 
-__all__ = ["ApiClient"]
+__all__ = ["ApiClient", "refusal"]
 
+_CONNECT: Final = 10.0
 _SECONDS: Final = 90.0
 """For an answer: a wait may take 60."""
+_LINE: Final = 1 << 20
+"""Bytes of a line of a streamed answer; half of what one may have (aiohttp's StreamReader)."""
 _LONGEST: Final = 64 * 1024 * 1024
 """Bytes of an answer that are believed."""
+
+
+class _NoSpaceThere(NoSpace):
+    """The server's disk is full; how much it wants it tells in words."""
+
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        CastoffError.__init__(self, what, hint=hint)
+        self.where, self.needed, self.available = "", 0, 0
+
+
 _CLASSES: Final[Mapping[str, type[CastoffError]]] = MappingProxyType(
     {
         Code.INVALID: Invalid,
@@ -40,12 +57,18 @@ _CLASSES: Final[Mapping[str, type[CastoffError]]] = MappingProxyType(
         Code.UNAUTHORIZED: Unauthorized,
         Code.UNAVAILABLE: Unavailable,
         Code.UNSUPPORTED: Unsupported,
+        Code.NO_SPACE: _NoSpaceThere,
+        Code.INTERNAL: Internal,
     }
 )
 _STATUSES: Final[Mapping[int, type[CastoffError]]] = MappingProxyType(
-    {400: Invalid, 401: Unauthorized, 403: Unauthorized, 404: NotFound, 408: Unavailable, 409: Conflict, 412: Conflict}
-    | {422: Invalid, 429: Unavailable, 501: Unsupported, 502: Unavailable, 503: Unavailable, 504: Unavailable}
+    {400: Invalid, 401: Unauthorized, 403: Unauthorized, 404: NotFound, 408: WaitTimeout, 409: Conflict}
+    | {412: PreconditionFailed, 413: Invalid, 422: Invalid, 429: Unavailable, 501: Unsupported, 502: Unavailable}
+    | {503: Unavailable, 504: Unavailable, 507: _NoSpaceThere}
 )
+"""Other servers' answers have no ``code``, and some statuses say more than it."""
+_PRECISE: Final = frozenset({408, 412})
+"""Statuses that say more than the code beside them."""
 
 
 class ApiClient:
@@ -64,17 +87,31 @@ class ApiClient:
             url: ``http(s)://HOST:PORT`` of a server; empty: the socket.
             token: What it asks for.
             socket: The agent's unix socket.
+
+        Raises:
+            Invalid: The URL is none of a server's.
         """
+        parts = urlsplit(url or "http://agent")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise Invalid(f"{url[:200]!r} is not where an API is", hint="http://127.0.0.1:4280, for instance")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         connector = None if url or socket is None else aiohttp.UnixConnector(path=str(socket))
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=_SECONDS)
         async with aiohttp.ClientSession(
-            url or "http://agent", connector=connector, headers=headers, timeout=timeout, trust_env=bool(url)
+            f"{parts.scheme}://{parts.netloc}", connector=connector, headers=headers, trust_env=bool(url)
         ) as session:
             yield cls(session, url or str(socket))
 
-    async def ask(self, method: str, path: str, *, body: Any = None, query: Mapping[str, str] | None = None) -> Any:
+    async def ask(
+        self, method: str, path: str, *, body: Any = None, query: Mapping[str, str] | None = None, patience: float = _SECONDS
+    ) -> Any:
         """One request; the answer's JSON, None where it is empty.
+
+        Args:
+            method: ``GET``, ...
+            path: From ``/v1`` on.
+            body: What is sent as JSON; None: nothing is.
+            query: Behind the path.
+            patience: Seconds for which the server may say nothing.
 
         Raises:
             CastoffError: The server refused, or nobody answers.
@@ -82,14 +119,17 @@ class ApiClient:
         with self._failures():
             data = None if body is None else msgspec.json.encode(body)
             headers = {} if data is None else {"Content-Type": "application/json"}
-            async with self._session.request(method, path, data=data, params=query, headers=headers) as answer:
-                text = await answer.content.read(_LONGEST + 1) if answer.content_length != 0 else b""
-                while len(text) <= _LONGEST and (more := await answer.content.read(_LONGEST)):
-                    text += more
-                if len(text) > _LONGEST:
-                    raise Invalid(f"the answer of {self._where} has over {_LONGEST >> 20} MiB")
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=patience)
+            async with self._session.request(
+                method, path, data=data, params=query, headers=headers, timeout=timeout, allow_redirects=False
+            ) as answer:
+                text = bytearray()
+                async for piece in answer.content.iter_any():
+                    text += piece
+                    if len(text) > _LONGEST:
+                        raise Invalid(f"the answer of {self._where} has over {_LONGEST >> 20} MiB")
                 if answer.status >= 300:
-                    raise _refusal(answer.status, text)
+                    raise refusal(answer.status, bytes(text))
                 return msgspec.json.decode(text) if text else None
 
     async def lines(self, path: str, *, query: Mapping[str, str]) -> AsyncIterator[Any]:
@@ -99,10 +139,12 @@ class ApiClient:
             CastoffError: As :meth:`ask`.
         """
         with self._failures():
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=None)
-            async with self._session.get(path, params=query, timeout=timeout) as answer:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=None)
+            async with self._session.get(
+                path, params=query, timeout=timeout, read_bufsize=_LINE, allow_redirects=False
+            ) as answer:
                 if answer.status >= 300:
-                    raise _refusal(answer.status, await answer.content.read(1 << 20))
+                    raise refusal(answer.status, await answer.content.read(1 << 20))
                 async for line in answer.content:
                     yield msgspec.json.decode(line)
 
@@ -115,17 +157,22 @@ class ApiClient:
                 f"no agent answers at {self._where}: {error.strerror or error}",
                 hint="start one with `castoff agent`, or name another by CASTOFF_URL",
             ) from error
-        except aiohttp.InvalidURL as error:
-            raise Invalid(f"{self._where!r} is no URL", hint="http://127.0.0.1:4280, for instance") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(
                 f"{self._where} broke off: {error or type(error).__name__}", hint="does the agent still run?"
             ) from error
-        except msgspec.MsgspecError as error:
-            raise Invalid(f"the answer of {self._where} is not the Machines API's: {error}") from error
+        # A line longer than any of ours is the one or the other, as aiohttp's version has it.
+        except (msgspec.MsgspecError, HttpProcessingError, ValueError) as error:
+            raise Invalid(f"the answer of {self._where} is not the Machines API's: {str(error)[:200]}") from error
 
 
-def _refusal(status: int, text: bytes) -> CastoffError:
+def refusal(status: int, text: bytes) -> CastoffError:
+    """What a server refused with: the other direction of castoff.api.errors.
+
+    Args:
+        status: The answer's status.
+        text: Its body, whatever that is.
+    """
     try:
         document = msgspec.json.decode(text)
     except msgspec.MsgspecError:
@@ -133,5 +180,6 @@ def _refusal(status: int, text: bytes) -> CastoffError:
     told = document if isinstance(document, dict) else {}
     what = str(told.get("error") or text[:200].decode(errors="replace") or f"status {status}")
     hint = str(told.get("message") or "").removeprefix(what).removeprefix("; ")
-    kind = _CLASSES.get(str(told.get("code"))) or _STATUSES.get(status, Internal)
+    kind = None if status in _PRECISE else _CLASSES.get(str(told.get("code")))
+    kind = kind or _STATUSES.get(status, Internal)
     return kind(what, hint=hint)

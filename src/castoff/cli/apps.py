@@ -8,7 +8,7 @@ import click
 
 from castoff.cli.app import Group
 from castoff.cli.globals import Globals
-from castoff.cli.remote import on_agent
+from castoff.cli.remote import on_agent, parse_name
 from castoff.cli.text import columns
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", type=parse_name)
 @click.pass_obj
 def create(shared: Globals, name: str) -> None:
     """Make an app."""
@@ -41,7 +41,7 @@ def list_(shared: Globals) -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", type=parse_name)
 @click.pass_obj
 def show(shared: Globals, name: str) -> None:
     """Show one app."""
@@ -51,7 +51,7 @@ def show(shared: Globals, name: str) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, type=parse_name, metavar="NAME...")
 @click.pass_obj
 def delete(shared: Globals, names: tuple[str, ...]) -> None:
     """Delete apps that have neither machines nor volumes any more, with their secrets."""

@@ -16,6 +16,7 @@ from castoff.cli.machine_inside import COMMANDS
 from castoff.cli.names import machine_names
 from castoff.cli.parameters import environment, parse_size
 from castoff.cli.remote import AppOption, ensure_app, find_machine, find_volume, has_agent, on_agent
+from castoff.cli.settle import reaches
 from castoff.errors import Invalid
 
 if TYPE_CHECKING:
@@ -142,19 +143,6 @@ async def _resolve_mounts(client: ApiClient, app: str, config: dict[str, Any]) -
             mount["volume"] = (await find_volume(client, app, mount["volume"]))["id"]
 
 
-async def _reaches(client: ApiClient, app: str, machine: str, state: str) -> None:
-    """Waits as long as it takes: the API's own limit is a minute."""
-    path = f"/v1/apps/{app}/machines/{machine}"
-    states = (state, "failed") if state != "failed" else (state,)
-    waited = await client.ask("GET", f"{path}/wait", query={"state": ",".join(states), "timeout": "60"})
-    if waited["state"] != state:
-        now = await client.ask("GET", path)
-        why = (now["events"][0].get("request") or {}).get("error", "") if now["events"] else ""
-        raise Invalid(
-            f"machine {machine} is {waited['state']}{why and ': '}{why}", hint=f"`castoff machine events {machine}` tells more"
-        )
-
-
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @AppOption
 @click.option("--name", metavar="NAME", help="The machine's name.")
@@ -168,7 +156,7 @@ def run(shared: Globals, /, app: str, name: str | None, detach: bool, **options:
     async def work(client: ApiClient) -> dict[str, Any]:
         made = await _make(client, app, {"config": config, "name": name or ""})
         if not detach:
-            await _reaches(client, app, made["id"], "started")
+            await reaches(client, app, made["id"], "started")
         return made
 
     made = on_agent(shared, work)
@@ -199,7 +187,7 @@ def _each(
             machine = await find_machine(client, app, name)
             await client.ask(method, f"/v1/apps/{machine['app']}/machines/{machine['id']}{suffix}", body=body, query=query)
             if state:
-                await _reaches(client, machine["app"], machine["id"], state)
+                await reaches(client, machine["app"], machine["id"], state)
             done.append(str(machine["id"]))
         return done
 
@@ -279,7 +267,7 @@ def update(shared: Globals, /, app: str, name: str, skip_start: bool, **options:
         body = {"config": config, "skip_launch": skip_start, "current_version": machine["version"]}
         path = f"/v1/apps/{machine['app']}/machines/{machine['id']}"
         updated: dict[str, Any] = await client.ask("POST", path, body=body)
-        await _reaches(client, machine["app"], machine["id"], "stopped" if skip_start else "started")
+        await reaches(client, machine["app"], machine["id"], *(("stopped", "created") if skip_start else ("started",)))
         return updated
 
     updated = on_agent(shared, work)

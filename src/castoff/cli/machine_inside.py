@@ -15,6 +15,7 @@ from castoff.cli.exits import Exit, printable
 from castoff.cli.globals import Globals
 from castoff.cli.names import machine_names
 from castoff.cli.remote import AppOption, find_machine, on_agent
+from castoff.cli.settle import particulars
 from castoff.cli.text import columns
 from castoff.errors import Invalid
 
@@ -34,7 +35,9 @@ async def _executed(
 ) -> dict[str, Any]:
     machine = await find_machine(client, app, name)
     path = f"/v1/apps/{machine['app']}/machines/{machine['id']}/exec"
-    done: dict[str, Any] = await client.ask("POST", path, body={"command": words, "stdin": stdin, "timeout": timeout})
+    done: dict[str, Any] = await client.ask(
+        "POST", path, body={"command": words, "stdin": stdin, "timeout": timeout}, patience=timeout + 30
+    )
     return done
 
 
@@ -100,18 +103,11 @@ def events(shared: Globals, app: str, name: str) -> None:
             event["type"],
             event["status"],
             event["source"],
-            printable(_particulars(event.get("request") or {})),
+            printable(particulars(event.get("request") or {})),
         )
         for event in found
     ]
     shared.answer(found, lambda: columns(rows, heads=("TIME (UTC)", "EVENT", "STATE", "BY", "")))
-
-
-def _particulars(request: dict[str, Any]) -> str:
-    if exit := request.get("exit_event"):
-        oom = ", out of memory" if exit.get("oom_killed") else ""
-        return f"exit code {exit.get('exit_code')}{oom}{', ' + exit['error'] if exit.get('error') else ''}"
-    return str(request.get("error", ""))
 
 
 @click.command(cls=Command)

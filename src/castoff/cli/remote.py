@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ __all__ = [
     "has_agent",
     "list_volumes",
     "on_agent",
+    "parse_name",
+    "reachable",
 ]
 
 T = TypeVar("T")
@@ -34,7 +37,19 @@ T = TypeVar("T")
 APP = "default"
 """The app of machines for which none is named; made when it is needed."""
 
-AppOption = click.option("--app", "-a", envvar="CASTOFF_APP", default=APP, show_default=True, metavar="APP", help="The app.")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
+
+
+def parse_name(text: str) -> str:
+    """A name as apps and secrets have it: it becomes a part of a URL's path."""
+    if not _NAME.match(text):
+        raise click.BadParameter(f"{text!r} is not a name: letters, digits, dashes and underscores")
+    return text
+
+
+AppOption = click.option(
+    "--app", "-a", envvar="CASTOFF_APP", default=APP, show_default=True, type=parse_name, metavar="APP", help="The app."
+)
 
 
 def agent_socket(state: Path) -> Path:
@@ -47,7 +62,7 @@ def has_agent(shared: Globals) -> bool:
     if os.environ.get("CASTOFF_URL"):
         return True
     try:
-        with _reachable(agent_socket(shared.load().state)) as path, socket.socket(socket.AF_UNIX) as probe:
+        with reachable(agent_socket(shared.load().state)) as path, socket.socket(socket.AF_UNIX) as probe:
             probe.connect(str(path))
     except OSError:
         return False
@@ -70,7 +85,7 @@ def on_agent(shared: Globals, work: Callable[[ApiClient], Coroutine[Any, Any, T]
                 return await work(client)
         place = agent_socket(shared.load().state)
         try:
-            with _reachable(place) as path:
+            with reachable(place) as path:
                 async with ApiClient.open(socket=path) as client:
                     return await work(client)
         except FileNotFoundError as error:
@@ -82,7 +97,7 @@ def on_agent(shared: Globals, work: Callable[[ApiClient], Coroutine[Any, Any, T]
 
 
 @contextlib.contextmanager
-def _reachable(path: Path) -> Iterator[Path]:
+def reachable(path: Path) -> Iterator[Path]:
     """A short name of a socket, for the block: an address holds 107 bytes, a path may be longer (unix(7), proc(5))."""
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -9,7 +9,7 @@ import click
 
 from castoff.cli.app import Group
 from castoff.cli.globals import Globals
-from castoff.cli.remote import AppOption, on_agent
+from castoff.cli.remote import AppOption, on_agent, parse_name
 from castoff.cli.text import columns
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def command() -> None:
 
 @command.command("set")
 @AppOption
-@click.argument("name")
+@click.argument("name", type=parse_name)
 @click.option("--from-file", type=click.File("r"), metavar="FILE", help="Where the value is; stdin without.")
 @click.pass_obj
 def set_(shared: Globals, app: str, name: str, from_file: Any) -> None:
@@ -50,7 +50,7 @@ def list_(shared: Globals, app: str) -> None:
 
 @command.command()
 @AppOption
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, type=parse_name, metavar="NAME...")
 @click.pass_obj
 def unset(shared: Globals, app: str, names: tuple[str, ...]) -> None:
     """Remove secrets."""
