@@ -157,6 +157,34 @@ async def test_kills_under_load_lose_nothing_that_was_acknowledged(state: Castof
             eventually("nothing is left", lambda: state.machines == [])
 
 
+async def test_a_lost_database_ends_no_machine(state: Castoff) -> None:
+    """The agent does not start over machines that it does not know, unless it is told to remove them."""
+    with agent(state) as running:
+        async with running.client() as api:
+            await asked(api, "POST", "/v1/apps", {"name": "lost", "org_slug": "personal"}, status=201)
+            config = {"image": state.image, "init": {"exec": ["sleep", "600"]}}
+            machine = await asked(api, "POST", "/v1/apps/lost/machines", {"config": config})
+            await asked(api, "GET", f"/v1/apps/lost/machines/{machine['id']}/wait?state=started&timeout=60")
+    database = state.state / "castoff.db"
+    kept = {path: path.read_bytes() for path in state.state.glob("castoff.db*")}
+    for path in kept:
+        path.unlink()
+    refused = state("agent", timeout=60)
+    assert refused.returncode != 0
+    assert machine["id"].encode() in refused.stderr
+    for path in state.state.glob("castoff.db*"):
+        path.unlink()
+    for path, content in kept.items():  # the backup
+        path.write_bytes(content)
+    with agent(state) as running:
+        async with running.client() as api:
+            one = f"/v1/apps/lost/machines/{machine['id']}"
+            assert (await asked(api, "POST", f"{one}/exec", {"cmd": "echo here"}))["stdout"] == "here\n"
+    database.unlink()
+    with agent(state, "--discard-unknown"):
+        eventually("nothing is left", lambda: state.machines == [])
+
+
 async def test_a_follower_that_goes_away_is_let_go_of(state: Castoff) -> None:
     """Of a log in which nothing happens, so that no write tells; of a machine that is destroyed, the follower ends."""
     with agent(state) as running:

@@ -34,7 +34,7 @@ async def test_under_the_units_conditions(state: Castoff, tmp_path: Path) -> Non
     capabilities = [name for line in re.findall(r"^CapabilityBoundingSet=(.*)", UNIT, re.MULTILINE) for name in line.split()]
     bounding = ",".join(["-all", *("+" + name.removeprefix("CAP_").lower() for name in capabilities)])
     limits = ["setpriv", "--no-new-privs", f"--bounding-set={bounding}", "--inh-caps=-all"]
-    env = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "JOURNAL_STREAM": "8:1"}
+    env = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")}
     log = tmp_path / "log"
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
@@ -42,6 +42,8 @@ async def test_under_the_units_conditions(state: Castoff, tmp_path: Path) -> Non
         told.settimeout(60)
         for round_ in range(2):
             with log.open("wb") as output:
+                journal = os.fstat(output.fileno())
+                env["JOURNAL_STREAM"] = f"{journal.st_dev}:{journal.st_ino}"
                 process = subprocess.Popen([*limits, *state.command("agent")], env=env, stdout=output, stderr=output)
             try:
                 assert told.recv(100) == b"READY=1", log.read_text()

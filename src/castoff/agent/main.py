@@ -15,7 +15,7 @@ from castoff.agent.launch.launcher import HostLauncher
 from castoff.agent.launch.logs import Logs
 from castoff.agent.listen import SOCKET, agent_directory, alone, bind, tls_context
 from castoff.agent.observe import ObservedLauncher
-from castoff.agent.reconcile import reconcile_forever
+from castoff.agent.reconcile import reconcile_forever, refuse_unknown
 from castoff.agent.routes import counted, log_routes
 from castoff.agent.tracing import Tracer
 from castoff.api.creates import Creates, CreateSink
@@ -61,7 +61,7 @@ def database_path(state: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def running(
-    config: Config, *, notice: Callable[[str], None] = lambda line: None, first_token: bool = True
+    config: Config, *, notice: Callable[[str], None] = lambda line: None, first_token: bool = True, discard_unknown: bool = False
 ) -> AsyncIterator[Agent]:
     """An agent over ``config.state``, which serves for the block.
 
@@ -69,9 +69,10 @@ async def running(
         config: The configuration.
         notice: Called with a line for people.
         first_token: Make one at the first start of all.
+        discard_unknown: Remove machines that are on this host's disk and not in the database.
 
     Raises:
-        Conflict: Another agent runs there.
+        Conflict: Another agent runs there; or there are such machines, and they are not to be removed.
         CastoffError: The configuration is broken, or something that it needs is.
     """
     settings = config.agent
@@ -99,6 +100,8 @@ async def running(
         machines = await enter(
             Machines.open(database, launcher, secrets=secrets, volumes=volumes, region=settings.region, notice=notice)
         )
+        if not discard_unknown:
+            await refuse_unknown(machines, launcher)
         await enter(_beside(reconcile_forever(machines, launcher, logs, notice)))
 
         stream = await enter(MachineStream.open(machines))

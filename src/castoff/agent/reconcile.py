@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from castoff.agent.launch.logs import Logs
-from castoff.errors import CastoffError
+from castoff.errors import CastoffError, Conflict
 from castoff.lifecycle.launcher import Launcher
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.states import State
 
-__all__ = ["Reconciled", "reconcile", "reconcile_forever"]
+__all__ = ["Reconciled", "reconcile", "reconcile_forever", "refuse_unknown"]
 
 _EVERY: Final = 60.0
 
@@ -25,6 +25,22 @@ class Reconciled:
 
     machines: int
     logs: int
+
+
+async def refuse_unknown(machines: Machines, launcher: Launcher) -> None:
+    """Guards against a database that was lost, or is an old backup: a machine's row is written before anything else of it, and
+    outlives it, so no crash leaves a machine without one. Whoever runs without a row may be somebody's only copy.
+
+    Raises:
+        Conflict: There are such machines.
+    """
+    known = {machine.id for machine in machines.list(include_deleted=True)}
+    unknown = [machine for machine in await launcher.machines() if machine not in known]
+    if unknown:
+        raise Conflict(
+            f"{len(unknown)} machines are on this host that castoff.db does not know: {', '.join(unknown[:5])}",
+            hint="was it lost, or is it an old backup? Put the right one there; or end and remove them with --discard-unknown",
+        )
 
 
 async def reconcile(machines: Machines, launcher: Launcher, logs: Logs, notice: Callable[[str], None]) -> Reconciled:

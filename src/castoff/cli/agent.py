@@ -23,11 +23,16 @@ __all__ = ["command"]
 
 
 @click.group(cls=Group, invoke_without_command=True)
+@click.option(
+    "--discard-unknown",
+    is_flag=True,
+    help="End and remove machines that are on disk and not in the agent's database; without this it refuses to start.",
+)
 @click.pass_context
-def command(context: click.Context) -> None:
+def command(context: click.Context, discard_unknown: bool) -> None:
     """Run the agent: the Machines API, and machines that outlive it. It stays in the foreground; SIGTERM ends it."""
     if context.invoked_subcommand is None:
-        _serve(context.obj)
+        _serve(context.obj, discard_unknown)
 
 
 @command.command("check-config")
@@ -54,21 +59,25 @@ def _place(where: tuple[str, int] | None) -> str:
     return "the unix socket only" if where is None else f"port {where[1]} of {where[0]}"
 
 
-def _serve(shared: Globals) -> None:
+def _serve(shared: Globals, discard_unknown: bool) -> None:
     from castoff.cli.loop import complete
 
     _log_to_stderr(shared)
-    complete(_run(shared, shared.load()))
+    complete(_run(shared.load(), discard_unknown))
 
 
-async def _run(shared: Globals, config: Config) -> None:
+async def _run(config: Config, discard_unknown: bool) -> None:
     from castoff.agent.main import running
     from castoff.agent.notify import notify
 
     log = logging.getLogger("castoff.agent")
+
+    def tell(line: str) -> None:
+        log.info("%s", line)
+
     # A token in the journal would be read by whoever may read that: there, `castoff token create` makes the first one.
-    is_journal = "JOURNAL_STREAM" in os.environ
-    async with running(config, notice=lambda line: log.info("%s", line), first_token=not is_journal) as agent:
+    first_token = not _is_journal(sys.stderr.fileno())
+    async with running(config, notice=tell, first_token=first_token, discard_unknown=discard_unknown) as agent:
         if agent.token:
             print(f"castoff: the first token, told this once: {agent.token}", file=sys.stderr, flush=True)
         log.info("listening at %s%s", agent.socket, f" and {agent.address}" if agent.address else "")
@@ -77,6 +86,12 @@ async def _run(shared: Globals, config: Config) -> None:
             await asyncio.get_running_loop().create_future()  # a signal cancels it
         finally:
             notify("STOPPING=1")
+
+
+def _is_journal(descriptor: int) -> bool:
+    """As systemd.exec(5) says of ``JOURNAL_STREAM``: the variable alone is inherited by what has another stderr."""
+    found = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 class _Lines(logging.Formatter):
