@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,20 @@ class Volumes:
 
     owners: dict[str, str | None] = field(default_factory=dict)
 
-    async def attach(self, app: str, volume: str, machine: str) -> str:
+    def check(self, app: str, volume: str, machine: str | None = None) -> None:
         if volume not in self.owners:
             raise NotFound(f"no volume {volume}")
         if self.owners[volume] not in (None, machine):
             raise Conflict(f"volume {volume} is another machine's")
+
+    async def attach(self, app: str, volume: str, machine: str) -> str:
+        self.check(app, volume, machine)
         self.owners[volume] = machine
         return f"/volumes/{volume}"
 
-    async def detach(self, machine: str) -> None:
+    async def detach(self, machine: str, *, keep: Collection[str] = ()) -> None:
         for volume, owner in self.owners.items():
-            if owner == machine:
+            if owner == machine and volume not in keep:
                 self.owners[volume] = None
 
 

@@ -239,13 +239,25 @@ async def test_secrets_files_and_volumes_reach_the_launch(tmp_path: Path, world:
         {"guest_path": "/etc/b", "secret_name": "TOKEN"},
     ]
     async with opened(tmp_path, world, secrets=Secrets({"TOKEN": "s3cret!"}), volumes=volumes) as machines:
+        other = await machines.create(APP, wanted(mounts=mounts, skip_launch=True))
         machine = await settled(machines, await machines.create(APP, wanted(files=files, mounts=mounts)), State.STARTED)
         launch = world.launches[0]
         assert launch.env["TOKEN"] == "s3cret!"
         assert [(file.path, file.data) for file in launch.files] == [("/etc/a", b"plain"), ("/etc/b", b"s3cret!")]
         assert launch.volumes == ("/volumes/vol_1",)
-        other = await settled(machines, await machines.create(APP, wanted(mounts=mounts)), State.FAILED)
+        with pytest.raises(Conflict, match="another machine's"):
+            await machines.create(APP, wanted(mounts=mounts))
+        with pytest.raises(NotFound):
+            await machines.create(APP, wanted(mounts=[{"volume": "vol_2", "path": "/data"}]))
+        await machines.start(APP, other.id)
+        other = await settled(machines, other, State.FAILED)
         assert "another machine's" in str(other.events[0].request)
+        version = (await machines.update(APP, machine.id, changed())).version
+        assert version != machine.version
+        await settled(machines, machine, State.STARTED)
+        assert volumes.owners == {"vol_1": None}, "an update that no longer mounts it gives it back"
+        await settled(machines, await machines.update(APP, machine.id, changed(mounts=mounts)), State.STARTED)
+        assert volumes.owners == {"vol_1": machine.id}
         await machines.destroy(APP, machine.id, force=True)
         await settled(machines, machine, State.DESTROYED)
         assert volumes.owners == {"vol_1": None}

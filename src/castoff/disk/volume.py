@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import shutil
 import struct
@@ -85,16 +86,33 @@ async def grow_volume(path: Path, size: int) -> None:
     A crash in the middle is made good by doing it again: the filesystem's own size tells whether it is done.
 
     Raises:
+        Conflict: Some process has it open.
         NoSpace: The disk is full.
         Internal: The filesystem is damaged.
         Unsupported: The host has no e2fsck or resize2fs.
     """
     if await asyncio.to_thread(filesystem_size, path) >= size - size % 4096:
         return
+    await asyncio.to_thread(_check_unused, path)
     await asyncio.to_thread(_lengthen, path, size)
     await _run(path, size, "e2fsck", "-f", "-p", str(path), allowed=_CORRECTED)  # resize2fs wants it; it replays the journal, too
     await _run(path, size, "resize2fs", str(path))
     await asyncio.to_thread(fsync_path, path)
+
+
+def _check_unused(path: Path) -> None:
+    """Whatever is believed of a machine, its VMM may be alive, and e2fsck would then destroy what it has mounted. The kernel
+    knows: it grants a write lease only of a file that nobody else has open (F_SETLEASE in fcntl(2))."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno != errno.EAGAIN:
+            raise
+        raise Conflict(f"{path.name} is still open: its last machine has not ended", hint="try again in a moment") from error
+    finally:
+        os.close(descriptor)
 
 
 def _lengthen(path: Path, size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from castoff.errors import Invalid, NotFound
@@ -28,6 +28,15 @@ class SecretValues(Protocol):
 class VolumeFiles(Protocol):
     """Gives volumes to machines."""
 
+    def check(self, app: str, volume: str, machine: str | None = None) -> None:
+        """Refuses a volume that a machine, or a new one, could not have now.
+
+        Raises:
+            NotFound: The app has no such volume.
+            Conflict: Another machine has it.
+        """
+        ...
+
     async def attach(self, app: str, volume: str, machine: str) -> str:
         """Reserves a volume for a machine, which has it until ``detach``; the file that holds it. Idempotent.
 
@@ -37,8 +46,8 @@ class VolumeFiles(Protocol):
         """
         ...
 
-    async def detach(self, machine: str) -> None:
-        """Gives back all that a machine has. Idempotent."""
+    async def detach(self, machine: str, *, keep: Collection[str] = ()) -> None:
+        """Gives back all that a machine has, but ``keep``. Idempotent."""
         ...
 
 
@@ -69,7 +78,9 @@ async def build_launch(
     """
     values = await secrets.values(machine.app)
     files = [_file(file, values) for file in machine.config.files or ()]
-    paths = [await volumes.attach(machine.app, mount.volume, machine.id) for mount in machine.config.mounts or ()]
+    mounted = [mount.volume for mount in machine.config.mounts or ()]
+    await volumes.detach(machine.id, keep=mounted)  # what an earlier configuration had
+    paths = [await volumes.attach(machine.app, volume, machine.id) for volume in mounted]
     return Launch(
         machine=machine.id,
         name=machine.name,

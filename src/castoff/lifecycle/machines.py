@@ -218,7 +218,7 @@ class Machines:
         supervisor, guard = self._guarded(app, machine, nonce)
 
         async def update() -> Machine:
-            self._admit(request.config)
+            self._admit(supervisor.machine.app, request.config, machine)
             digest = await self._launcher.resolve(request.config.image)
             updated = await supervisor.update(request, digest, guard)
             if request.lease_ttl:
@@ -376,7 +376,7 @@ class Machines:
     # --- inside ----------------------------------------------------------------------------------------------------------
 
     async def _create(self, app: str, request: CreateRequest) -> Machine:
-        self._admit(request.config)
+        self._admit(app, request.config)
         id = new_machine_id()
         name = check_name(request.name) if request.name else f"machine-{id[:8]}"
         if (app, name) in self._names or self._board.named(app, name):
@@ -394,9 +394,11 @@ class Machines:
             self._names.discard((app, name))
         return machine
 
-    def _admit(self, config: MachineConfig) -> None:
+    def _admit(self, app: str, config: MachineConfig, machine: str | None = None) -> None:
         check_config(config)
         self._launcher.check(config)
+        for mount in config.mounts or ():
+            self._means.volumes.check(app, mount.volume, machine)
 
     def _guarded(self, app: str | None, machine: str, nonce: str | None) -> tuple[Supervisor, Guard]:
         """A machine's supervisor, and what it asks before it does anything for the holder of ``nonce``."""

@@ -15,9 +15,9 @@ import contextlib
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -29,6 +29,8 @@ from castoff.lifecycle.volume_rows import CREATED, CREATING, DESTROYING, Snapsho
 from castoff.store.durable import fsync_path, remove
 
 __all__ = ["Volumes"]
+
+T = TypeVar("T")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 _GB: Final = 1 << 30
@@ -148,7 +150,7 @@ class Volumes:
                 await self._put(volume)
                 await self._make(volume, origin, live=live)
             except BaseException:
-                await asyncio.shield(self._erase(volume))
+                await _to_its_end(self._erase(volume))
                 raise
         return await self._put(msgspec.structs.replace(volume, state=CREATED))
 
@@ -169,7 +171,7 @@ class Volumes:
             if volume.machine is not None:
                 raise Conflict(f"volume {id} is attached to machine {volume.machine}", hint="destroy the machine first")
             doomed = msgspec.structs.replace(volume, state=DESTROYING)
-            await asyncio.shield(self._destroy(doomed))
+            await _to_its_end(self._destroy(doomed))
         self._locks.pop(id, None)
         return doomed
 
@@ -216,7 +218,7 @@ class Volumes:
                     await copy_volume(self._file(id), self._snapshot_file(snapshot), live=volume.machine is not None)
                     held = await asyncio.to_thread(self._snapshot_file(snapshot).stat)
             except BaseException:
-                await asyncio.shield(self._forget(snapshot))
+                await _to_its_end(self._forget(snapshot))
                 raise
             snapshot = msgspec.structs.replace(snapshot, status=CREATED, size=held.st_blocks * 512)
             await self._database.write(put(snapshot))
@@ -231,16 +233,29 @@ class Volumes:
             Conflict: Another machine has it.
         """
         async with self._held(app, volume) as found:
-            if found.machine not in (None, machine):
-                raise Conflict(f"volume {volume} is attached to machine {found.machine}", hint="destroy that machine first")
+            self.check(app, volume, machine)
             if found.machine is None:
                 found = await self._put(msgspec.structs.replace(found, machine=machine))
             await self._grow(found, found.size)
             return str(self._file(volume))
 
-    async def detach(self, machine: str) -> None:
-        """Gives back all that a machine has. Idempotent."""
-        for volume in [volume for volume in self._volumes.values() if volume.machine == machine]:
+    def check(self, app: str, volume: str, machine: str | None = None) -> None:
+        """Refuses a volume that a machine, or a new one, could not have now.
+
+        Raises:
+            NotFound: The app has no such volume.
+            Conflict: Another machine has it.
+        """
+        found = self.get(app, volume)
+        if found.machine not in (None, machine):
+            raise Conflict(f"volume {volume} is attached to machine {found.machine}", hint="destroy that machine first")
+
+    async def detach(self, machine: str, *, keep: Collection[str] = ()) -> None:
+        """Gives back all that a machine has, but ``keep``. Idempotent."""
+        attached = [volume for volume in self._volumes.values() if volume.machine == machine]
+        for volume in attached:
+            if volume.id in keep:
+                continue
             async with self._held(None, volume.id) as found:
                 await self._put(msgspec.structs.replace(found, machine=None))
 
@@ -295,7 +310,7 @@ class Volumes:
             self._volumes[volume.id] = volume
             return volume
 
-        return await asyncio.shield(write())
+        return await _to_its_end(write())
 
     async def _destroy(self, volume: Volume) -> None:
         await self._put(volume)
@@ -338,6 +353,16 @@ class Volumes:
 
     def _snapshot_file(self, snapshot: Snapshot) -> Path:
         return self._directory / snapshot.volume / f"{snapshot.id}.ext4"
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Does ``work``; who is cancelled meanwhile is so when it is done."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _new_id(kind: str) -> str:
