@@ -89,13 +89,15 @@ class Api:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, register: Sequence[Register] = (), **settings: Any) -> AsyncIterator[Api]:
-    """A server with the apps ``mine`` and ``other``; ``settings`` are AgentSettings'."""
+async def running(
+    directory: Path, register: Sequence[Register] = (), *, world: World | None = None, **settings: Any
+) -> AsyncIterator[Api]:
+    """A server with the apps ``mine`` and ``other``, over machines of ``world``; ``settings`` are AgentSettings'."""
     tcp, local = socket.socket(socket.AF_INET), socket.socket(socket.AF_UNIX)
     tcp.bind(("127.0.0.1", 0))
     local.bind(str(directory / "agent.sock"))
     async with contextlib.AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(_parts(directory, AgentSettings(**settings)))
+        parts = await stack.enter_async_context(_parts(directory, AgentSettings(**settings), world or World()))
         await stack.enter_async_context(serving(build_app(parts, register), [tcp, local]))
         connector = aiohttp.TCPConnector(limit=0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
@@ -103,14 +105,14 @@ async def running(directory: Path, register: Sequence[Register] = (), **settings
 
 
 @contextlib.asynccontextmanager
-async def _parts(directory: Path, settings: AgentSettings) -> AsyncIterator[Parts]:
+async def _parts(directory: Path, settings: AgentSettings, world: World) -> AsyncIterator[Parts]:
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.open(directory / "castoff.db"))
         apps, volumes, secrets = Apps(database), Volumes(database, directory / "volumes"), Secrets(database)
         await volumes.load()
         for name in ("mine", "other"):
             await apps.create(name, organization="personal", network="default")
-        launcher = FakeLauncher(World())
+        launcher = FakeLauncher(world)
         machines = await stack.enter_async_context(Machines.open(database, launcher, secrets=secrets, volumes=volumes))
         yield Parts(
             machines=machines,

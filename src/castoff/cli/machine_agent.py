@@ -249,14 +249,14 @@ def destroy(shared: Globals, app: str, names: tuple[str, ...], force: bool) -> N
     _each(shared, app, names, "DELETE", "", "destroyed", force=str(force).lower())
 
 
-@click.command(cls=Command, context_settings={"allow_interspersed_args": False})
+@click.command(cls=Command)
 @AppOption
 @click.option("--skip-start", is_flag=True, help="Leave it stopped.")
 @_name
 @_config_options
 @click.pass_obj
 def update(shared: Globals, /, app: str, name: str, skip_start: bool, **options: Any) -> None:
-    """Give a machine another configuration: its present one with what the options change."""
+    """Give a machine another configuration: its present one with what the options change. A COMMAND with options follows `--`."""
     image, words = options.pop("image"), options.pop("words")
 
     async def work(client: ApiClient) -> dict[str, Any]:

@@ -49,8 +49,8 @@ async def _settled(client: ApiClient, path: str) -> dict[str, Any]:
 
     while True:
         try:
-            await client.ask("GET", f"{path}/wait", query={"state": "settled", "timeout": _WAIT})
-            return dict(await client.ask("GET", path))
+            waited = await client.ask("GET", f"{path}/wait", query={"state": "settled", "timeout": _WAIT})
+            return dict(await client.ask("GET", path), state=waited["state"])  # it may restart meanwhile
         except WaitTimeout:
             continue
         except NotFound:
