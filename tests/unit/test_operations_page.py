@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
-
-import msgspec
+from pathlib import Path
 
 from castoff.agent.launch import control, logs, request
+from castoff.config import load
 from castoff.lifecycle.launcher import ExecRequest
 from castoff.lifecycle.settings import AgentSettings
 from machines import ROOT
@@ -15,10 +14,11 @@ from machines import ROOT
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 
 
-def test_its_configuration_is_one() -> None:
+def test_its_configuration_is_one(tmp_path: Path) -> None:
     """Every key of the page's example is a setting of the agent."""
     (text,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    settings = msgspec.convert(tomllib.loads(text)["agent"], AgentSettings)
+    (tmp_path / "config.toml").write_text(text)
+    settings = load(tmp_path / "config.toml", state=tmp_path).agent
     assert settings.tls_certificate is not None
     assert set(re.findall(r"`agent\.(\w+)`", PAGE)) <= set(AgentSettings.__struct_fields__)
 
