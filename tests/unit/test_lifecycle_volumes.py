@@ -16,7 +16,7 @@ from castoff.disk.volume import copy_volume, filesystem_size, grow_volume, make_
 from castoff.errors import CastoffError, Conflict, Internal, Invalid, NotFound, Unsupported
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.ids import milliseconds
-from castoff.lifecycle.volume_rows import CREATING, DESTROYING, put
+from castoff.lifecycle.volume_rows import CREATING, DESTROYING, drop, put
 from castoff.lifecycle.volumes import Volumes
 
 MB, GB = 1 << 20, 1 << 30
@@ -180,7 +180,7 @@ async def test_what_cannot_be(volumes: Volumes, tmp_path: Path) -> None:
 
 
 async def test_a_crash_leaves_what_was_acknowledged(tmp_path: Path) -> None:
-    """The next agent has every volume and snapshot that was answered; half-made ones, half-deleted ones and strays are gone."""
+    """The next agent has every volume and snapshot that was answered; half-made and half-deleted ones are gone."""
     async with volumes_of(tmp_path) as (volumes, database):
         kept = await volumes.create("mine", "kept", size=1 * GB)
         taken = await volumes.snapshot("mine", kept.id)
@@ -197,8 +197,6 @@ async def test_a_crash_leaves_what_was_acknowledged(tmp_path: Path) -> None:
         ):
             await database.write(put(row))
         (tmp_path / "volumes" / kept.id / "vs_half.ext4").write_bytes(b"half")
-        (tmp_path / "volumes" / kept.id / "vs_stray.ext4").write_bytes(b"stray")
-        (tmp_path / "volumes" / "vol_stray").mkdir()
     for _ in range(2):
         async with volumes_of(tmp_path) as (volumes, _):
             assert volumes.list() == [msgspec.structs.replace(kept, machine="m1")]
@@ -206,6 +204,26 @@ async def test_a_crash_leaves_what_was_acknowledged(tmp_path: Path) -> None:
             names = sorted(str(path.relative_to(tmp_path / "volumes")) for path in (tmp_path / "volumes").rglob("*"))
             assert names == [kept.id, f"{kept.id}/data.ext4", f"{kept.id}/{taken.id}.ext4"]
             check(data(tmp_path, kept.id))
+
+
+async def test_what_no_row_tells_of_is_not_removed_unasked(tmp_path: Path) -> None:
+    """Files without rows mean that the database was lost or is an old one: the agent refuses to start over them."""
+    async with volumes_of(tmp_path) as (volumes, _):
+        volume = await volumes.create("mine", "data", size=1 * GB)
+        snapshot = await volumes.snapshot("mine", volume.id)
+    files = (data(tmp_path, volume.id), tmp_path / "volumes" / volume.id / f"{snapshot.id}.ext4")
+    async with Database.open(tmp_path / "castoff.db") as database:
+        await database.write(drop(snapshot))
+        with pytest.raises(Conflict, match=f"1 volumes or snapshots.*{snapshot.id}"):
+            await Volumes(database, tmp_path / "volumes").load()
+    (tmp_path / "castoff.db").unlink()
+    async with Database.open(tmp_path / "castoff.db") as database:
+        lost = Volumes(database, tmp_path / "volumes")
+        with pytest.raises(Conflict, match=volume.id):
+            await lost.load()
+        assert all(file.exists() for file in files)
+        await lost.load(discard_unknown=True)
+        assert list((tmp_path / "volumes").iterdir()) == []
 
 
 async def test_a_create_that_is_cancelled_leaves_nothing(volumes: Volumes, tmp_path: Path) -> None:

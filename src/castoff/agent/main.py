@@ -69,7 +69,7 @@ async def running(
         config: The configuration.
         notice: Called with a line for people.
         first_token: Make one at the first start of all.
-        discard_unknown: Remove machines that are on this host's disk and not in the database.
+        discard_unknown: Remove machines and volumes that are on this host's disk and not in the database.
 
     Raises:
         Conflict: Another agent runs there; or there are such machines, and they are not to be removed.
@@ -87,7 +87,7 @@ async def running(
         tokens, apps, secrets = Tokens(database), Apps(database), Secrets(database)
         volumes = Volumes(database, host.store.root / "volumes", region=settings.region)
         await apps.load()
-        await volumes.load()
+        await volumes.load(discard_unknown=discard_unknown)
         token = (await tokens.create(name="first"))[1] if is_first and first_token else ""
 
         metrics = Metrics()

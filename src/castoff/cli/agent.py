@@ -26,7 +26,7 @@ __all__ = ["command"]
 @click.option(
     "--discard-unknown",
     is_flag=True,
-    help="End and remove machines that are on disk and not in the agent's database; without this it refuses to start.",
+    help="Remove machines and volumes that are on disk and not in the agent's database; without this it refuses to start.",
 )
 @click.pass_context
 def command(context: click.Context, discard_unknown: bool) -> None:

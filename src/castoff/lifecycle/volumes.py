@@ -56,8 +56,16 @@ class Volumes:
         self._snapshots: dict[str, dict[str, Snapshot]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def load(self) -> None:
-        """Reads the rows, and removes what a crash left half made or half deleted, and what is past its retention."""
+    async def load(self, *, discard_unknown: bool = False) -> None:
+        """Reads the rows, and removes what a crash left half made or half deleted, and what is past its retention.
+
+        Args:
+            discard_unknown: Remove files that no row tells of. No crash leaves such: the row is written first and goes last. So
+                the database was lost or is an old backup, and they may be somebody's only copy.
+
+        Raises:
+            Conflict: There are such files, and they are not to be removed.
+        """
         volumes, snapshots = await self._database.read(load)
         with _disk(self._directory):
             await asyncio.to_thread(self._directory.mkdir, mode=0o700, parents=True, exist_ok=True)
@@ -74,7 +82,15 @@ class Volumes:
         for id in self._volumes:
             await self._expire(id)
         with _disk(self._directory):
-            await asyncio.to_thread(self._sweep)
+            unknown = await asyncio.to_thread(self._unknown)
+            if unknown and not discard_unknown:
+                names = ", ".join(str(path.relative_to(self._directory)) for path in unknown[:5])
+                raise Conflict(
+                    f"{len(unknown)} volumes or snapshots are on this host that castoff.db does not know: {names}",
+                    hint="was it lost, or is it an old backup? Put the right one there; or remove them with --discard-unknown",
+                )
+            for path in unknown:
+                await asyncio.to_thread(remove, path)
 
     def list(self, app: str | None = None) -> Sequence[Volume]:
         """Those of an app; None: of all."""
@@ -319,7 +335,7 @@ class Volumes:
     async def _erase(self, volume: Volume) -> None:
         """Deletes a volume's files, then its row."""
         with _disk(self._directory):
-            await asyncio.to_thread(remove, self._directory / volume.id)
+            await asyncio.to_thread(_remove_durably, self._directory / volume.id)
         await self._database.write(drop(volume))
         self._snapshots.pop(volume.id, None)
         self._volumes.pop(volume.id, None)
@@ -327,7 +343,7 @@ class Volumes:
     async def _forget(self, snapshot: Snapshot) -> None:
         """Deletes a snapshot's file, then its row."""
         with _disk(self._directory):
-            await asyncio.to_thread(remove, self._snapshot_file(snapshot))
+            await asyncio.to_thread(_remove_durably, self._snapshot_file(snapshot))
         await self._database.write(drop(snapshot))
         self._snapshots[snapshot.volume].pop(snapshot.id, None)
 
@@ -337,16 +353,16 @@ class Volumes:
             if now - snapshot.created > snapshot.retention_days * _DAY:
                 await self._forget(snapshot)
 
-    def _sweep(self) -> None:
-        """Removes directories and snapshots that no row tells of."""
-        for directory in self._directory.iterdir():
-            known = {_DATA, *(self._snapshot_file(one).name for one in self._snapshots.get(directory.name, {}).values())}
+    def _unknown(self) -> Sequence[Path]:
+        """Directories and snapshots that no row tells of."""
+        found = []
+        for directory in sorted(self._directory.iterdir()):
             if directory.name not in self._volumes:
-                remove(directory)
+                found.append(directory)
                 continue
-            for entry in directory.iterdir():
-                if entry.name not in known:
-                    remove(entry)
+            known = {_DATA, *(self._snapshot_file(one).name for one in self._snapshots.get(directory.name, {}).values())}
+            found += [entry for entry in sorted(directory.iterdir()) if entry.name not in known]
+        return found
 
     def _file(self, id: str) -> Path:
         return self._directory / id / _DATA
@@ -363,6 +379,13 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+def _remove_durably(path: Path) -> None:
+    """Removes it so that it stays removed: its row may go then."""
+    remove(path)
+    if path.parent.exists():
+        fsync_path(path.parent)
 
 
 def _new_id(kind: str) -> str:
