@@ -163,8 +163,9 @@ def xfs(directory: Path, *, size: int = 8 << 30) -> Iterator[Path]:
 
 
 def _unmount(mount: Path) -> None:
-    """Unmounts, waiting a little for processes that are just ending; says who holds it where that does not help."""
-    for _ in range(50):
+    """Unmounts, waiting for processes that are just ending, and for the kernel, which frees what they had after them; says who
+    holds it where that does not help."""
+    for _ in range(300):
         gc.collect()  # a failure's traceback may hold files of it open
         if subprocess.run(["umount", str(mount)], capture_output=True).returncode == 0:
             return
