@@ -127,6 +127,24 @@ async def test_a_rootfs_that_is_kept(state: Castoff) -> None:
     assert not list((state.state / "store" / "kept").iterdir())
 
 
+@pytest.mark.parametrize("clone", ["overlay", "reflink"])
+async def test_a_rootfs_persists_however_the_host_clones(state: Castoff, tmp_path: Path, clone: str) -> None:
+    """Also where its machines are overlays, or lazy, unless they persist: a persistent one is a file that can be kept."""
+    (tmp_path / "config.toml").write_text(f'[rootfs]\nclone = "{clone}"\n')
+    config = castoff.load_config(tmp_path / "config.toml", state=state.state)
+    script = "echo x >>/state; grep -c x /state"
+    wanted = launch(state, script, config={"rootfs": {"persist": "always"}})
+    async with castoff.Host.open(config=config) as host:
+        launches = HostLauncher(host, Logs(state.state / "agent" / "logs"))
+        for fresh in (True, False, False):
+            run = await launches.launch(
+                launch(state, script, machine=wanted.machine, fresh=fresh, config={"rootfs": {"persist": 3}})
+            )
+            assert (await run.wait()).code == 0
+        await launches.discard(wanted.machine)
+    assert [message for _, message in await logged(state, wanted.machine)] == ["1", "2", "3"]
+
+
 async def test_what_cannot_be_booted_is_refused(state: Castoff, tmp_path: Path) -> None:
     """GPUs, several processes, a rootfs file that the operator has not allowed, also behind a symlink."""
     allowed, secret = tmp_path / "allowed", tmp_path / "secret.ext4"
@@ -142,6 +160,8 @@ async def test_what_cannot_be_booted_is_refused(state: Castoff, tmp_path: Path) 
             ({"rootfs": {"file": str(allowed / "link.ext4")}}, Invalid),
             ({"rootfs": {"file": f"{allowed}/../secret.ext4"}}, Invalid),
             ({"size": "huge"}, Invalid),
+            ({"rootfs": {"persist": "always", "clone": "overlay"}}, Unsupported),
+            ({"rootfs": {"persist": 2, "lazy": "always"}}, Unsupported),
         ):
             with pytest.raises(error):
                 launches.check(parse_config({"image": "alpine", **config}))

@@ -63,7 +63,7 @@ class HostLauncher:
     async def launch(self, launch: Launch) -> HostRun:
         """See the port."""
         existing = await self._clear(launch)
-        request = machine_request(launch, self._allowed, existing)
+        request = machine_request(launch, self._allowed, existing, reflink=self._host.store.reflink)
         machine = await create(
             request,
             config=self._host.config,

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from castoff.disk.clone import MAX_VOLUMES
+from castoff.disk.clone import MAX_VOLUMES, CloneKind
 from castoff.errors import Invalid, Unsupported
 from castoff.image.digest import Digest
 from castoff.image.reference import RegistryReference, parse_reference
 from castoff.lifecycle.config import MachineConfig, RootfsConfig
 from castoff.lifecycle.launcher import Launch
 from castoff.machine.model import MachineRequest, VolumeDrive
+from castoff.rootfs.settings import Lazy
 from castoff.vmm.guest import check_mount_path
 
 __all__ = ["LINGER", "check_config", "machine_request", "mount_paths"]
@@ -41,16 +42,24 @@ def check_config(config: MachineConfig, rootfs_directories: Sequence[Path]) -> N
         raise Unsupported("processes: a machine has one", hint="make a machine for each")
     if config.rootfs is not None:
         _override(config.rootfs, rootfs_directories)
+        if _persists(config.rootfs) and (config.rootfs.clone is CloneKind.OVERLAY or config.rootfs.lazy is Lazy.ALWAYS):
+            raise Unsupported(
+                "rootfs: what persists is a whole file of the machine's own, not an overlay nor lazy",
+                hint="leave clone and lazy away, or persist",
+            )
     _hardware(config)
 
 
-def machine_request(launch: Launch, rootfs_directories: Sequence[Path], existing: Path | None) -> MachineRequest:
+def machine_request(
+    launch: Launch, rootfs_directories: Sequence[Path], existing: Path | None, *, reflink: bool = False
+) -> MachineRequest:
     """What castoff.create is asked for.
 
     Args:
         launch: The boot.
         rootfs_directories: Where prepared root filesystems may lie.
         existing: The root filesystem that an earlier run left.
+        reflink: Whether the store's files share extents.
     """
     config = launch.config
     rootfs = config.rootfs or RootfsConfig()
@@ -71,8 +80,8 @@ def machine_request(launch: Launch, rootfs_directories: Sequence[Path], existing
         disk_size=rootfs.size_gb and rootfs.size_gb * _GB,
         name=launch.machine,
         rootfs=_override(rootfs, rootfs_directories) or rootfs.provider,
-        clone=rootfs.clone,
-        lazy=rootfs.lazy,
+        clone=_whole(rootfs, reflink) if _persists(rootfs) else rootfs.clone,
+        lazy=Lazy.NEVER if _persists(rootfs) else rootfs.lazy,
         keep=True,
         id=launch.machine,
         agent=True,
@@ -98,6 +107,16 @@ def mount_paths(config: MachineConfig) -> list[str]:
     if len(set(paths)) < len(paths) or len({mount.volume for mount in mounts}) < len(mounts):
         raise Invalid("mounts: a path or a volume is there twice", hint="a volume has one place, a place one volume")
     return paths
+
+
+def _persists(rootfs: RootfsConfig) -> bool:
+    return rootfs.persist in ("restart", "always", 2, 3)
+
+
+def _whole(rootfs: RootfsConfig, reflink: bool) -> CloneKind:
+    """What can be set aside between two runs, whatever the host's own setting is. A prepared rootfs may lie on another
+    filesystem than the store's."""
+    return rootfs.clone or (CloneKind.REFLINK if reflink and rootfs.file is None else CloneKind.COPY)
 
 
 def _pinned(launch: Launch) -> str:
