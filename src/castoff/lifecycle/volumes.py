@@ -15,18 +15,17 @@ import contextlib
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from castoff.disk.volume import copy_volume, grow_volume, make_volume
-from castoff.errors import Conflict, Internal, Invalid, NotFound, Unsupported
+from castoff.errors import Conflict, Invalid, NotFound, Unsupported
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.ids import milliseconds
+from castoff.lifecycle.volume_files import VolumeDirectory
 from castoff.lifecycle.volume_rows import CREATED, CREATING, DESTROYING, Snapshot, Volume, drop, load, put
-from castoff.store.durable import fsync_path, remove
 
 __all__ = ["Volumes"]
 
@@ -36,7 +35,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 _GB: Final = 1 << 30
 _DEFAULT: Final = 1 * _GB
 _DAY: Final = 24 * 3600 * 1000
-_DATA: Final = "data.ext4"
 
 
 class Volumes:
@@ -50,7 +48,7 @@ class Volumes:
 
     def __init__(self, database: Database, directory: Path, *, region: str = "local") -> None:
         self._database = database
-        self._directory = directory
+        self._files = VolumeDirectory(directory)
         self._region = region
         self._volumes: dict[str, Volume] = {}
         self._snapshots: dict[str, dict[str, Snapshot]] = defaultdict(dict)
@@ -67,8 +65,7 @@ class Volumes:
             Conflict: There are such files, and they are not to be removed.
         """
         volumes, snapshots = await self._database.read(load)
-        with _disk(self._directory):
-            await asyncio.to_thread(self._directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+        await self._files.prepare()
         for volume in volumes:
             if volume.state == CREATED:
                 self._volumes[volume.id] = volume
@@ -81,16 +78,13 @@ class Volumes:
                 await self._forget(snapshot)
         for id in self._volumes:
             await self._expire(id)
-        with _disk(self._directory):
-            unknown = await asyncio.to_thread(self._unknown)
-            if unknown and not discard_unknown:
-                names = ", ".join(str(path.relative_to(self._directory)) for path in unknown[:5])
-                raise Conflict(
-                    f"{len(unknown)} volumes or snapshots are on this host that castoff.db does not know: {names}",
-                    hint="was it lost, or is it an old backup? Put the right one there; or remove them with --discard-unknown",
-                )
-            for path in unknown:
-                await asyncio.to_thread(remove, path)
+        unknown = await self._files.unknown(self._volumes, self._snapshots)
+        if unknown and not discard_unknown:
+            raise Conflict(
+                f"{len(unknown)} volumes or snapshots are on this host that castoff.db does not know: {', '.join(unknown[:5])}",
+                hint="was it lost, or is it an old backup? Put the right one there; or remove them with --discard-unknown",
+            )
+        await self._files.discard(unknown)
 
     def list(self, app: str | None = None) -> Sequence[Volume]:
         """Those of an app; None: of all."""
@@ -164,7 +158,7 @@ class Volumes:
                 raise Invalid(f"size_gb: {volume.size} bytes are less than the origin's {least}", hint="a volume only grows")
             try:
                 await self._put(volume)
-                await self._make(volume, origin, live=live)
+                await self._files.make(volume, origin, live=live)
             except BaseException:
                 await _to_its_end(self._erase(volume))
                 raise
@@ -202,7 +196,7 @@ class Volumes:
             if size <= volume.size:
                 raise Invalid(f"size_gb: the volume has {volume.size} bytes already", hint="a volume only grows")
             if volume.machine is None:
-                await self._grow(volume, size)
+                await self._files.grow(id, size)
             return await self._put(msgspec.structs.replace(volume, size=size))
 
     def snapshots(self, app: str, id: str) -> Sequence[Snapshot]:
@@ -230,13 +224,11 @@ class Volumes:
             )
             await self._database.write(put(snapshot))
             try:
-                with _disk(self._directory):
-                    await copy_volume(self._file(id), self._snapshot_file(snapshot), live=volume.machine is not None)
-                    held = await asyncio.to_thread(self._snapshot_file(snapshot).stat)
+                held = await self._files.take(snapshot, live=volume.machine is not None)
             except BaseException:
                 await _to_its_end(self._forget(snapshot))
                 raise
-            snapshot = msgspec.structs.replace(snapshot, status=CREATED, size=held.st_blocks * 512)
+            snapshot = msgspec.structs.replace(snapshot, status=CREATED, size=held)
             await self._database.write(put(snapshot))
             self._snapshots[id][snapshot.id] = snapshot
             return snapshot
@@ -252,8 +244,8 @@ class Volumes:
             self.check(app, volume, machine)
             if found.machine is None:
                 found = await self._put(msgspec.structs.replace(found, machine=machine))
-            await self._grow(found, found.size)
-            return str(self._file(volume))
+            await self._files.grow(volume, found.size)
+            return str(self._files.data(volume))
 
     def check(self, app: str, volume: str, machine: str | None = None) -> None:
         """Refuses a volume that a machine, or a new one, could not have now.
@@ -296,27 +288,12 @@ class Volumes:
                 if snapshot not in self._snapshots[owner]:
                     raise NotFound(f"snapshot not found: {snapshot[:80]!r}", hint="it was past its retention")
                 taken = self._snapshots[owner][snapshot]
-                yield self._snapshot_file(taken), taken.volume_size, False
+                yield self._files.snapshot(taken), taken.volume_size, False
         elif source is not None:
             async with self._held(app, source) as found:
-                yield self._file(source), found.size, found.machine is not None
+                yield self._files.data(source), found.size, found.machine is not None
         else:
             yield None, 0, False
-
-    async def _make(self, volume: Volume, origin: Path | None, *, live: bool) -> None:
-        path = self._file(volume.id)
-        with _disk(self._directory):
-            await asyncio.to_thread(path.parent.mkdir, mode=0o700)
-            await asyncio.to_thread(fsync_path, self._directory)
-            if origin is None:
-                await make_volume(path, volume.size, volume.name)
-                return
-            await copy_volume(origin, path, live=live)
-            await grow_volume(path, volume.size)
-
-    async def _grow(self, volume: Volume, size: int) -> None:
-        with _disk(self._directory):
-            await grow_volume(self._file(volume.id), size)
 
     async def _put(self, volume: Volume) -> Volume:
         """Writes it down. A caller that is cancelled undoes neither the row nor what is known of it here."""
@@ -334,16 +311,14 @@ class Volumes:
 
     async def _erase(self, volume: Volume) -> None:
         """Deletes a volume's files, then its row."""
-        with _disk(self._directory):
-            await asyncio.to_thread(_remove_durably, self._directory / volume.id)
+        await self._files.remove(volume)
         await self._database.write(drop(volume))
         self._snapshots.pop(volume.id, None)
         self._volumes.pop(volume.id, None)
 
     async def _forget(self, snapshot: Snapshot) -> None:
         """Deletes a snapshot's file, then its row."""
-        with _disk(self._directory):
-            await asyncio.to_thread(_remove_durably, self._snapshot_file(snapshot))
+        await self._files.remove(snapshot)
         await self._database.write(drop(snapshot))
         self._snapshots[snapshot.volume].pop(snapshot.id, None)
 
@@ -352,23 +327,6 @@ class Volumes:
         for snapshot in [*self._snapshots[id].values()]:
             if now - snapshot.created > snapshot.retention_days * _DAY:
                 await self._forget(snapshot)
-
-    def _unknown(self) -> Sequence[Path]:
-        """Directories and snapshots that no row tells of."""
-        found = []
-        for directory in sorted(self._directory.iterdir()):
-            if directory.name not in self._volumes:
-                found.append(directory)
-                continue
-            known = {_DATA, *(self._snapshot_file(one).name for one in self._snapshots.get(directory.name, {}).values())}
-            found += [entry for entry in sorted(directory.iterdir()) if entry.name not in known]
-        return found
-
-    def _file(self, id: str) -> Path:
-        return self._directory / id / _DATA
-
-    def _snapshot_file(self, snapshot: Snapshot) -> Path:
-        return self._directory / snapshot.volume / f"{snapshot.id}.ext4"
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
@@ -381,21 +339,5 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _remove_durably(path: Path) -> None:
-    """Removes it so that it stays removed: its row may go then."""
-    remove(path)
-    if path.parent.exists():
-        fsync_path(path.parent)
-
-
 def _new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(8)}"
-
-
-@contextlib.contextmanager
-def _disk(directory: Path) -> Iterator[None]:
-    """Translates what the disk says."""
-    try:
-        yield
-    except OSError as error:
-        raise Internal(f"{directory}: {error.strerror or error}", hint="is its disk well, and is it yours to write?") from error
