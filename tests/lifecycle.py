@@ -38,7 +38,7 @@ class Volumes:
         if self.owners[volume] not in (None, machine):
             raise Conflict(f"volume {volume} is another machine's")
 
-    async def attach(self, app: str, volume: str, machine: str) -> str:
+    async def attach(self, app: str, volume: str, machine: str, *, grow: bool = True) -> str:
         self.check(app, volume, machine)
         self.owners[volume] = machine
         return f"/volumes/{volume}"

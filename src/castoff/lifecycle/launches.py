@@ -37,8 +37,15 @@ class VolumeFiles(Protocol):
         """
         ...
 
-    async def attach(self, app: str, volume: str, machine: str) -> str:
+    async def attach(self, app: str, volume: str, machine: str, *, grow: bool = True) -> str:
         """Reserves a volume for a machine, which has it until ``detach``; the file that holds it. Idempotent.
+
+        Args:
+            app: Whose volume.
+            volume: Its id.
+            machine: Who gets it.
+            grow: The file may be made as large as it shall be. Not for a machine that goes on from its memory, which has the
+                filesystem mounted.
 
         Raises:
             NotFound: The app has no such volume.
@@ -80,7 +87,7 @@ async def build_launch(
     files = [_file(file, values) for file in machine.config.files or ()]
     mounted = [mount.volume for mount in machine.config.mounts or ()]
     await volumes.detach(machine.id, keep=mounted)  # what an earlier configuration had
-    paths = [await volumes.attach(machine.app, volume, machine.id) for volume in mounted]
+    paths = [await volumes.attach(machine.app, volume, machine.id, grow=not resume) for volume in mounted]
     return Launch(
         machine=machine.id,
         name=machine.name,

@@ -233,8 +233,14 @@ class Volumes:
             self._snapshots[id][snapshot.id] = snapshot
             return snapshot
 
-    async def attach(self, app: str, volume: str, machine: str) -> str:
-        """Reserves a volume for a machine, which has it until ``detach``; the file that holds it, as large as it shall be.
+    async def attach(self, app: str, volume: str, machine: str, *, grow: bool = True) -> str:
+        """Reserves a volume for a machine, which has it until ``detach``; the file that holds it.
+
+        Args:
+            app: Whose volume.
+            volume: Its id.
+            machine: Who gets it.
+            grow: Make the file as large as it shall be: no machine has it mounted, nor in a memory that was kept.
 
         Raises:
             NotFound: The app has no such volume.
@@ -244,7 +250,8 @@ class Volumes:
             self.check(app, volume, machine)
             if found.machine is None:
                 found = await self._put(msgspec.structs.replace(found, machine=machine))
-            await self._files.grow(volume, found.size)
+            if grow:
+                await self._files.grow(volume, found.size)
             return str(self._files.data(volume))
 
     def check(self, app: str, volume: str, machine: str | None = None) -> None:
