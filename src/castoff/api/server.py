@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ __all__ = ["CONNECTIONS", "Register", "build_app", "serving"]
 
 _LOG: Final = logging.getLogger(__name__)
 _BACKLOG: Final = 1024
+_KEPT_SOCKET: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""From Python 3.13 on asyncio would look at the path under which the socket was bound, which may have been of that moment only
+(castoff.vmm.sockets), and unlink it at the end, which the next agent does."""
 
 CONNECTIONS: Final = web.AppKey("castoff.connections", Connections)
 """The application's open connections."""
@@ -89,7 +93,7 @@ async def serving(
             local = bound.family == socket.AF_UNIX
             factory = connections.factory(server)
             if local:
-                listeners.append(await loop.create_unix_server(factory, sock=bound, backlog=_BACKLOG))
+                listeners.append(await loop.create_unix_server(factory, sock=bound, backlog=_BACKLOG, **_KEPT_SOCKET))
             else:
                 limit = connections.timeout if tls is not None else None
                 listeners.append(
