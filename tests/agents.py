@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,11 @@ class AgentProcess:
 
 
 @contextlib.contextmanager
-def agent(castoff: Castoff, *flags: str) -> Iterator[AgentProcess]:
+def agent(castoff: Castoff, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[AgentProcess]:
     """An agent that listens; asked to end at the end of the block."""
     log = castoff.state.parent / f"agent-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen([*castoff.command("agent"), *flags], stderr=output, stdout=output)
+        process = subprocess.Popen([*castoff.command("agent"), *flags], stderr=output, stdout=output, env=env)
     running = AgentProcess(process, castoff.state, log)
     try:
         deadline = time.monotonic() + 60
@@ -58,6 +58,15 @@ def agent(castoff: Castoff, *flags: str) -> Iterator[AgentProcess]:
         if process.poll() is None:
             process.terminate()
         process.wait(60)
+
+
+def agent_killed_at_start(castoff: Castoff, after: float, *, env: Mapping[str, str] | None = None) -> None:
+    """An agent that is killed ``after`` seconds, wherever it is by then."""
+    process = subprocess.Popen(castoff.command("agent"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+    process.kill()
+    process.wait(30)
 
 
 async def asked(session: aiohttp.ClientSession, method: str, path: str, body: Any = None, *, status: int = 200) -> Any:

@@ -65,7 +65,7 @@ class Host:
             notice=notice,
         )
         self._notice = notice
-        self._sweeping: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[int] | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -111,12 +111,12 @@ class Host:
         from castoff.create import create
 
         if request.name is not None:
-            await self._sweep()  # a machine that was left behind must not keep its name
+            await self._sweep_machines()  # a machine that was left behind must not keep its name
         try:
             return await create(request, config=self.config, store=self.store, providers=self.providers, records=self.machines)
         finally:
             if self._sweeping is None:  # only now: the guest boots, and nobody waits for this
-                self._sweeping = asyncio.create_task(self._sweep())
+                self._sweeping = asyncio.create_task(self._sweep_machines())
 
     def _converted(self, image: Image) -> None:
         """An image had to be converted: the settings may want that to have been the last time anywhere."""
@@ -129,10 +129,10 @@ class Host:
         except CastoffError as error:
             self._notice(str(error))
 
-    async def _sweep(self) -> None:
+    async def _sweep_machines(self) -> int:
         from castoff.machine.leftovers import sweep
 
-        await sweep(self.machines, self.config.vmm, self.providers, self._notice)
+        return await sweep(self.machines, self.config.vmm, self.providers, self._notice)
 
     async def inspect(self, image: str, *, platform: Platform | None = None) -> InspectedImage:
         """Resolves an image's reference and looks which of its layers are here. Fetches no layer.
@@ -243,11 +243,17 @@ class Host:
         usage = await self.usage()
         return (*usage.rootfs, *await asyncio.to_thread(hydrating, self.store.machines, usage))
 
+    async def sweep(self) -> int:
+        """Removes what processes left that are gone: machines of ``castoff run``, half-made and half-deleted things; how many."""
+        from castoff.store.builds import sweep
+
+        return await self._sweep_machines() + len(await asyncio.to_thread(sweep, self.store.root))
+
     async def prune(self, *, limit: int = 0, dry_run: bool = False) -> Pruned:
         """Removes layers and root filesystems that nobody uses, the least recently used first, until ``limit`` bytes are left."""
         from castoff.store.prune import prune
 
-        await self._sweep()  # what a dead machine stood on is unused
+        await self._sweep_machines()  # what a dead machine stood on is unused
         return await asyncio.to_thread(prune, self.store.root, limit=limit, dry_run=dry_run)
 
     async def verify(self, *, repair: bool = False) -> tuple[Verdict, ...]:

@@ -85,7 +85,9 @@ async def test_who_may(state: Castoff, tmp_path: Path) -> None:
             assert state("token", "revoke", writing["id"]).returncode == 0
             await asked(api, "GET", "/v1/apps", status=401)
     listed = state.json("token", "list")
-    assert {token["name"] for token in listed} == {"first", "reader"}
+    names = {token["name"] for token in listed}
+    assert "reader" in names
+    assert "writer" not in names
     for secret in (reading["token"], writing["token"]):
         assert secret.encode() not in (state.state / "castoff.db").read_bytes()
 

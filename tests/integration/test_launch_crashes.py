@@ -160,7 +160,7 @@ async def test_reconciliation_goes_on_after_a_failure(state: Castoff) -> None:
             kept = host.store.root / "kept"
             shutil.rmtree(kept, ignore_errors=True)
             kept.touch()  # no directory: it cannot be listed
-            going = asyncio.create_task(reconcile_forever(machines, launches, logs, told.append))
+            going = asyncio.create_task(reconcile_forever(machines, launches, logs, host.sweep, told.append))
             async with asyncio.timeout(10):
                 while not told:
                     await asyncio.sleep(0.01)

@@ -102,7 +102,7 @@ async def running(
         )
         if not discard_unknown:
             await refuse_unknown(machines, launcher)
-        await enter(_beside(reconcile_forever(machines, launcher, logs, notice)))
+        await enter(_beside(reconcile_forever(machines, launcher, logs, host.sweep, notice)))
 
         stream = await enter(MachineStream.open(machines))
         metrics.watch(machines, stream)

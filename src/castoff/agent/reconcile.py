@@ -1,10 +1,10 @@
 """What nobody knows any more is removed, at the agent's start and every minute: machines on disk without a row, logs without
-a machine."""
+a machine, and what processes left in the store that were killed, earlier agents above all."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,7 @@ class Reconciled:
 
     machines: int
     logs: int
+    leftovers: int
 
 
 async def refuse_unknown(machines: Machines, launcher: Launcher) -> None:
@@ -43,8 +44,18 @@ async def refuse_unknown(machines: Machines, launcher: Launcher) -> None:
         )
 
 
-async def reconcile(machines: Machines, launcher: Launcher, logs: Logs, notice: Callable[[str], None]) -> Reconciled:
-    """Removes what is left of machines that are not, or are destroyed. What cannot be is told of, and tried again."""
+async def reconcile(
+    machines: Machines, launcher: Launcher, logs: Logs, sweep: Callable[[], Awaitable[int]], notice: Callable[[str], None]
+) -> Reconciled:
+    """Removes what is left of machines that are not, or are destroyed. What cannot be is told of, and tried again.
+
+    Args:
+        machines: The machines that there are.
+        launcher: Knows which are on this host.
+        logs: Theirs.
+        sweep: Removes what other processes left, and counts it: Host.sweep.
+        notice: Called with a line for people.
+    """
     on_disk, logged = await launcher.machines(), await asyncio.to_thread(logs.machines)
     known = {machine.id: machine.state for machine in machines.list(include_deleted=True)}  # after: what is new is known
     removed = 0
@@ -59,16 +70,19 @@ async def reconcile(machines: Machines, launcher: Launcher, logs: Logs, notice: 
     stale = [name for name in logged if name not in known]
     for name in stale:
         await asyncio.to_thread(logs.remove, name)
-    return Reconciled(removed, len(stale))
+    return Reconciled(removed, len(stale), await sweep())
 
 
-async def reconcile_forever(machines: Machines, launcher: Launcher, logs: Logs, notice: Callable[[str], None]) -> None:
+async def reconcile_forever(
+    machines: Machines, launcher: Launcher, logs: Logs, sweep: Callable[[], Awaitable[int]], notice: Callable[[str], None]
+) -> None:
     """Does so every minute."""
     while True:
         try:
-            found = await reconcile(machines, launcher, logs, notice)
-            if found.machines or found.logs:
-                notice(f"removed what was left: {found.machines} machines, {found.logs} logs")
+            found = await reconcile(machines, launcher, logs, sweep, notice)
+            if found != Reconciled(0, 0, 0):
+                what = f"{found.machines} machines, {found.logs} logs, {found.leftovers} leftovers of killed processes"
+                notice(f"removed what was left: {what}")
         except (CastoffError, OSError) as error:  # a disk that refuses now may not in a minute
             notice(f"what is left cannot be looked for: {error}")
         await asyncio.sleep(_EVERY)

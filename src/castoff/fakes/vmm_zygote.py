@@ -52,7 +52,7 @@ def _machine(request: dict[str, object], descriptors: list[int]) -> int:
     try:
         os.setsid()
         command = read_settings(Path(str(request["initramfs"])))
-        Path("/proc/self/comm").write_text(str(request["name"])[:15])
+        _take_name(str(request["name"]))
         if isinstance(owner := request["owner"], int):
             os.setgroups([])
             os.setresgid(owner, owner, owner)
@@ -72,6 +72,15 @@ def _machine(request: dict[str, object], descriptors: list[int]) -> int:
         return 1
     _tell(starter, b"0")
     return 0
+
+
+def _take_name(name: str) -> None:
+    """As VMMs have it in their arguments, so that one that nobody wrote down is found (castoff.machine.removal)."""
+    Path("/proc/self/comm").write_text(name[:15])
+    start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])  # arg_start and arg_end
+    with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+        memory.seek(start)
+        memory.write(f"castoff-{name}".encode()[: end - start - 1].ljust(end - start, b"\0"))
 
 
 def _say(console: int, line: str) -> None:

@@ -23,7 +23,7 @@ __all__ = ["sweep"]
 
 async def sweep(
     records: MachineRecords, settings: VmmSettings, providers: ProviderContext, notice: Callable[[str], None] = lambda line: None
-) -> None:
+) -> int:
     """Ends and removes every machine whose process is gone. One that cannot be is told of and tried again next time.
 
     Args:
@@ -31,19 +31,25 @@ async def sweep(
         settings: Of the VMM drivers.
         providers: Of the rootfs' providers.
         notice: Told of failures: they must not keep a new machine from starting.
+
+    Returns:
+        How many were removed, half-made and half-deleted ones too.
     """
+    removed = 0
     with step("machine.leftovers"):
         for record in await asyncio.to_thread(_orphans, records):
             try:
                 await end_machine(record, records, settings)
                 if not record.keep:
                     await remove_machine(record, records, providers)
+                    removed += 1
             except CastoffError as error:
                 notice(f"machine {record.id} was left behind and cannot be removed: {error}")
         try:
-            await asyncio.to_thread(records.sweep_debris)
+            removed += await asyncio.to_thread(records.sweep_debris)
         except CastoffError as error:
             notice(f"what is left of a machine cannot be deleted: {error}")
+    return removed
 
 
 def _orphans(records: MachineRecords) -> list[MachineRecord]:

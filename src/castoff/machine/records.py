@@ -114,8 +114,9 @@ class MachineRecords:
                 return
             _delete(doomed)
 
-    def sweep_debris(self) -> None:
-        """Deletes what processes that are gone were making or deleting."""
+    def sweep_debris(self) -> int:
+        """Deletes what processes that are gone were making or deleting; of how many machines."""
+        count = 0
         for name in _names(self._directory):
             if not name.startswith(_DEBRIS):
                 continue
@@ -124,6 +125,8 @@ class MachineRecords:
                 if not Owner.parse(owner).alive():
                     with _disk(self._directory / name):
                         _delete(self._directory / name)
+                    count += 1
+        return count
 
     def _directories(self) -> Iterator[Path]:
         for name in sorted(_names(self._directory)):

@@ -85,7 +85,13 @@ class MonitorProcess:
         return cls(pid, started, descriptor)
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Closes the descriptor. When the end is known, not when Python comes round to it: handles are in cycles."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     async def wait(self) -> int:
         """Waits for its end; its exit status (-N: signal N, unless it is not ours: ``STATUS_UNKNOWN``)."""
@@ -96,6 +102,8 @@ class MonitorProcess:
         return self._child.popen.wait()
 
     async def _ended(self) -> None:
+        if self._descriptor < 0:
+            return
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         # A second waiter on the same descriptor would take the first one's place in the loop.
@@ -106,11 +114,13 @@ class MonitorProcess:
         finally:
             loop.remove_reader(descriptor)
             os.close(descriptor)
+        self._forget()
 
     async def kill(self) -> None:
         """Ends it now, and waits until it is gone."""
         try:
-            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+            if self._descriptor >= 0:
+                signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
         except ProcessLookupError:
             pass
         except PermissionError as error:
