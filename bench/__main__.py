@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench import (
+    agent,
     boot_chart,
     boots,
     chart,
@@ -47,6 +48,7 @@ GROUPS: dict[str, Callable[[Stage], Iterable[Row]]] = {
     "warm": warm.rows,
     "start": start.rows,
     "density": density.rows,
+    "agent": agent.rows,
     "lazy": lazy.rows,
     "boots": boots.rows,
     "fleet": fleet.rows,
