@@ -27,7 +27,7 @@ check: setup-test ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
 
-bench: setup-test ## measure against containerd, mke2fs, umoci and tar (25 minutes; QUICK=1: 3, without lazy boots)
+bench: setup-test ## measure against containerd, mke2fs, umoci and tar (25 minutes; QUICK=1: 4, without lazy boots)
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 fuzz: setup-test ## property tests with fresh random input for 10 minutes (FUZZ_SECONDS)
