@@ -10,6 +10,7 @@ import pytest
 
 from castoff.errors import Invalid
 from castoff.lifecycle.database import Database
+from castoff.lifecycle.durations import seconds
 from castoff.lifecycle.ids import Ulids
 from castoff.lifecycle.schema import STEPS
 
@@ -76,3 +77,15 @@ def test_ulids_ascend_also_when_the_clock_does_not() -> None:
     later = Ulids(lambda: 0)
     later.after(made[-1])
     assert later.next() > made[-1]
+
+
+@pytest.mark.parametrize("text", ["", "s", "1", "1x", "-1s", "1s" * 33, "1s" * 50 + "nonsense", "10000h"])
+def test_what_is_no_duration(text: str) -> None:
+    """Also where only its end is wrong, and where it is over a year."""
+    with pytest.raises(Invalid):
+        seconds(text)
+
+
+def test_durations() -> None:
+    """Go's strings with several units, and nanoseconds."""
+    assert [seconds("1m30s"), seconds("1.5s"), seconds("0"), seconds(2_000_000_000)] == [90.0, 1.5, 0.0, 2.0]

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from castoff.api.errors import Refusal
 from castoff.errors import Invalid
+from castoff.lifecycle.durations import go_seconds
 
 __all__ = ["CLIENT_TIMEOUT", "duration", "flag", "number", "read", "words"]
 
@@ -19,8 +20,6 @@ CLIENT_TIMEOUT: Final = web.AppKey("castoff.client_timeout", float)
 
 T = TypeVar("T")
 
-_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _LONGEST: Final = 100 * 365 * 86400.0
 _TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False", ""})
@@ -97,15 +96,7 @@ def duration(value: Any, name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise Invalid(f"{name} is not a duration like 10s")
-    seconds = _parsed(value) if isinstance(value, str) else value / 1e9
+    seconds = go_seconds(value) if isinstance(value, str) else value / 1e9
     if seconds is None or not 0 <= seconds <= _LONGEST:
         raise Invalid(f"{name} is not a duration like 10s")
     return seconds or None
-
-
-def _parsed(text: str) -> float | None:
-    if text == "0":
-        return 0.0
-    if len(text) > 64 or re.fullmatch(f"(?:{_PART.pattern})+", text) is None:
-        return None
-    return sum(float(amount) * _UNITS[unit] for amount, unit in _PART.findall(text))
