@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from castoff.api.creates import Creates
 from castoff.lifecycle.config import MachineConfig
-from castoff.lifecycle.launcher import Launch, Launcher, Run
+from castoff.lifecycle.launcher import Launch, Launcher, Remembering, Run, RunExit
 from castoff.machine.model import MachineId
 from castoff.timeline import step
 
@@ -43,6 +43,10 @@ class ObservedLauncher:
     async def reattach(self, launch: Launch) -> Run | None:
         """See the port."""
         return await self._launcher.reattach(launch)
+
+    async def last_exit(self, machine: MachineId) -> RunExit | None:
+        """See castoff.lifecycle.launcher.Remembering."""
+        return await self._launcher.last_exit(machine) if isinstance(self._launcher, Remembering) else None
 
     async def discard(self, machine: MachineId) -> None:
         """See the port."""

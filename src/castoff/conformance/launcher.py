@@ -16,7 +16,7 @@ from typing import Final
 
 from castoff.errors import CastoffError
 from castoff.lifecycle.config import MachineConfig
-from castoff.lifecycle.launcher import Launch, Launcher, RunExit
+from castoff.lifecycle.launcher import Launch, Launcher, Remembering, RunExit
 from castoff.machine.model import new_machine_id
 
 __all__ = ["ENDS_WITH", "check_launcher"]
@@ -72,6 +72,8 @@ async def _check_end(opened: Opened, ends: MachineConfig) -> None:
             exits = await asyncio.wait_for(asyncio.gather(run.wait(), run.wait()), _SECONDS)
             assert set(exits) == {RunExit(code=ENDS_WITH)}, f"the command ended with {exits}"
             assert await launcher.reattach(launch) is None, "a machine that has ended is found again"
+            if isinstance(launcher, Remembering):
+                assert await launcher.last_exit(launch.machine) == exits[0], "its exit is not remembered"
             await run.kill()  # does nothing, and says nothing
         await launcher.discard(launch.machine)
 

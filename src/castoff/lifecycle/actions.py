@@ -15,7 +15,7 @@ from castoff.errors import CastoffError, Internal, NoSpace
 from castoff.lifecycle.board import Board
 from castoff.lifecycle.exits import exit_event, stop_manner
 from castoff.lifecycle.ids import milliseconds
-from castoff.lifecycle.launcher import Launch, Launcher, Run, RunExit, Suspendable
+from castoff.lifecycle.launcher import Launch, Launcher, Remembering, Run, RunExit, Suspendable
 from castoff.lifecycle.launches import SecretValues, VolumeFiles, begins_anew, build_launch
 from castoff.lifecycle.model import Event, Machine
 from castoff.lifecycle.states import State
@@ -115,6 +115,11 @@ class Actions:
             self.run = await self._means.launcher.reattach(
                 Launch(machine=machine.id, name=machine.name, app=machine.app, version=machine.version, config=machine.config)
             )
+
+    async def last_exit(self) -> RunExit | None:
+        """How its last run ended, where the launcher knows though no agent was told."""
+        launcher = self._means.launcher
+        return await launcher.last_exit(self.machine.id) if isinstance(launcher, Remembering) else None
 
     async def launch(self, *, fresh: bool, resume: bool = False) -> None:
         """From STARTING, RESTARTING to STARTED; to FAILED, or to STOPPED where it was interrupted."""

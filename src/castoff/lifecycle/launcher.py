@@ -18,7 +18,7 @@ from castoff.lifecycle.config import MachineConfig
 from castoff.machine.model import MachineId
 from castoff.vmm.guest import GuestFile
 
-__all__ = ["ExecRequest", "ExecResult", "Launch", "Launcher", "ProcessStat", "Run", "RunExit", "Suspendable"]
+__all__ = ["ExecRequest", "ExecResult", "Launch", "Launcher", "ProcessStat", "Remembering", "Run", "RunExit", "Suspendable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,4 +206,13 @@ class Launcher(Protocol):
 
     async def machines(self) -> list[MachineId]:
         """Those that have something on disk here, for reconciliation."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A launcher that knows how a machine ended though whoever waited for that was killed."""
+
+    async def last_exit(self, machine: MachineId) -> RunExit | None:
+        """How its last run ended; None: it goes on, was lost or killed, or nobody knows."""
         ...

@@ -221,7 +221,7 @@ class Supervisor:
             case State.REPLACING:
                 await do.replace()
             case State.STARTED if run is None:
-                self._spawn(self._ended(None, _LOST))
+                self._spawn(self._ended(None, await do.last_exit() or _LOST))
             case State.RESTARTING if run is not None and last is not None and last.type == "restart":
                 await do.restart()  # a client asked for it, and this may still be the run of before
             case State.SUSPENDING if isinstance(run, Suspendable):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from castoff.machine.model import MachineId, MachineRecord, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.machine.removal import remove_machine
 from castoff.rootfs.context import ProviderContext
+from castoff.store.builds import uninterrupted
 from castoff.timeline import step
 from castoff.vmm.channel import Exit, GuestChannel, Output, Ready, Told
 from castoff.vmm.process import last_lines
@@ -165,6 +166,22 @@ class Machine:
         self._killed = True
         await self._handle.kill()
 
+    def remember_exit(self, before: Callable[[], Awaitable[None]]) -> None:
+        """Has the command's exit written down before the guest is told that it is taken, and powers off: nobody could ask for it
+        again, and whoever holds this machine may be killed at any instant.
+
+        Args:
+            before: Awaited first: what else was taken until then.
+        """
+
+        async def remember(exit: Exit) -> None:
+            await before()
+            self.record = _with_exit(self.record, exit)
+            with contextlib.suppress(CastoffError):  # `close` writes it once more, and tells
+                await uninterrupted(self._records.update, self.record)
+
+        self._channel.command.before_taken = remember
+
     async def detach(self) -> None:
         """Lets go of the machine, which goes on; what it writes from now on waits for whoever takes it up."""
         await self._channel.close()
@@ -203,8 +220,9 @@ class Machine:
             async with asyncio.timeout(10):
                 await self._handle.wait()
         await self._handle.kill()
-        code = self._exit.code if self._exit else None
-        self.record = msgspec.structs.replace(self.record, state=MachineState.EXITED, exit_code=code)
+        if self._exit is not None:
+            self.record = _with_exit(self.record, self._exit)
+        self.record = msgspec.structs.replace(self.record, state=MachineState.EXITED)
         await asyncio.to_thread(self._records.update, self.record)
 
     @contextlib.contextmanager
@@ -215,6 +233,12 @@ class Machine:
         except CastoffError as error:
             if not self._killed:
                 raise lost(error, self._handle) from error
+
+
+def _with_exit(record: MachineRecord, exit: Exit) -> MachineRecord:
+    return msgspec.structs.replace(
+        record, exit_code=exit.code, exit_signal=exit.signal, out_of_memory=exit.out_of_memory, exit_message=exit.message
+    )
 
 
 def lost(error: CastoffError, handle: VmmHandle) -> MachineLost:

@@ -181,5 +181,10 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     lazy: bool = False
     """Whether it was started before all of its rootfs was here (castoff.rootfs.lazy)."""
     exit_code: int | None = None
+    """None: it has not ended, or was lost or killed."""
+    exit_signal: int = 0
+    out_of_memory: bool = False
+    exit_message: str = ""
+    """Why there was no command."""
     agent: bool = False
     """Whether it is the agent's: then no process that it belongs to is looked for, and the agent alone removes it."""

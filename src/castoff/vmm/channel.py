@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +98,8 @@ class GuestSession:
         self._input_taken = 0
         self.exit: Exit | None = None
         """How the command ended; None as long as its consumer was not told."""
+        self.before_taken: Callable[[Exit], Awaitable[None]] | None = None
+        """Awaited with the exit before the guest is told that it is taken: nobody can ask for it again then."""
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, in order; ends after the :class:`Exit`. For one consumer.
@@ -117,6 +119,8 @@ class GuestSession:
                 yield Output(event.stream, event.data, event.offset)
                 await self._take(event)
             elif isinstance(event, Exit):
+                if self.before_taken is not None:
+                    await self.before_taken(event)
                 self.exit = event
                 await self._channel.close_session(self._number)
                 yield event

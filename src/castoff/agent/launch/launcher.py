@@ -12,12 +12,12 @@ import msgspec
 
 from castoff.agent.launch.logs import Logs
 from castoff.agent.launch.request import check_config, machine_request
-from castoff.agent.launch.run import HostRun, Surroundings
+from castoff.agent.launch.run import HostRun, Surroundings, remembered
 from castoff.create import create, opened
 from castoff.errors import CastoffError, NotFound
 from castoff.host import Host
 from castoff.lifecycle.config import MachineConfig
-from castoff.lifecycle.launcher import Launch
+from castoff.lifecycle.launcher import Launch, RunExit
 from castoff.machine.drivers import open_vmm
 from castoff.machine.hydration import Hydration
 from castoff.machine.machine import Machine
@@ -27,6 +27,7 @@ from castoff.machine.removal import end_machine, remove_machine
 from castoff.store.builds import uninterrupted
 from castoff.store.durable import fsync_path, replace_file
 from castoff.vmm.channel import GuestChannel
+from castoff.vmm.vmm import VmmHandle
 
 __all__ = ["HostLauncher"]
 
@@ -35,10 +36,12 @@ _KEPT: Final = "kept"
 _SURROUNDINGS: Final = "guest.json"
 _CONNECT: Final = 30.0
 """Seconds in which a guest that was left answers again."""
+_POWER_OFF: Final = 10.0
+"""Seconds that one has to unmount its disk."""
 
 
 class HostLauncher:
-    """Implements castoff.lifecycle.launcher.Launcher.
+    """Implements castoff.lifecycle.launcher.Launcher, and remembers exits.
 
     Args:
         host: Where machines run.
@@ -95,6 +98,7 @@ class HostLauncher:
         directory = self._host.machines.path(record.id)
         handle = await open_vmm(record.vmm, self._host.config.vmm, self._host.store.state).reattach(record.vmm_state)
         if handle is None:
+            await self._over(record)
             return None
         async with contextlib.AsyncExitStack() as undo:
             log = self._logs.writer(record.id, resume=True)
@@ -103,7 +107,10 @@ class HostLauncher:
                 surroundings = msgspec.json.decode((directory / _SURROUNDINGS).read_bytes(), type=Surroundings)
                 channel = await GuestChannel.connect(handle, _CONNECT)
             except (CastoffError, OSError, msgspec.MsgspecError):
+                if record.exit_code is not None:  # that was taken: it powers off
+                    await _ends(handle)
                 await handle.kill()  # its launch was not over when the agent ended, or nobody is in there any more
+                await self._over(record)
                 return None
             undo.pop_all()
         lazy = Hydration(self._host.store.state, directory, self._host.providers.notice) if record.lazy else None
@@ -111,6 +118,11 @@ class HostLauncher:
             record, records=self._host.machines, providers=self._host.providers, handle=handle, channel=channel, hydration=lazy
         )
         return HostRun(machine, log, surroundings)
+
+    async def last_exit(self, machine: MachineId) -> RunExit | None:
+        """See castoff.lifecycle.launcher.Remembering."""
+        record = await self._record(machine)
+        return None if record is None else remembered(record)
 
     async def discard(self, machine: MachineId) -> None:
         """See the port. The record goes last: by it the rest is found again."""
@@ -131,6 +143,10 @@ class HostLauncher:
         with contextlib.suppress(NotFound):
             return await asyncio.to_thread(self._host.machines.get, machine)
         return None
+
+    async def _over(self, record: MachineRecord) -> None:
+        """Writes down that nothing runs."""
+        await asyncio.to_thread(self._host.machines.update, msgspec.structs.replace(record, state=MachineState.EXITED))
 
     def _kept(self, machine: MachineId) -> Path:
         """Where a root filesystem waits between two runs: on the filesystem of the machines."""
@@ -155,6 +171,13 @@ class HostLauncher:
         async with opened(request.image, request.platform, config=self._host.config, store=self._host.store) as (_, image):
             settings = guest_settings(image.config, request, hostname=request.hostname or "castoff")
         return Surroundings(env=settings.env, cwd=settings.cwd, user=settings.user)
+
+
+async def _ends(handle: VmmHandle) -> None:
+    """Waits for it, a while."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_POWER_OFF):
+            await handle.wait()
 
 
 def _set_aside(root: Path, kept: Path) -> None:

@@ -144,12 +144,16 @@ class LogWriter:
         if lines:
             self._put(stream, lines)
 
-    def close(self) -> None:
-        """Writes what is left. Idempotent."""
+    def flush(self) -> None:
+        """Writes what is left, though no line's end came."""
         for stream, rest in self._partial.items():
             self._partial[stream] = b""  # before it is counted as written
             if rest:
                 self._put(stream, [rest])
+
+    def close(self) -> None:
+        """Writes what is left. Idempotent."""
+        self.flush()
         for descriptor in (self._file, self._written):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -15,11 +15,12 @@ from castoff.agent.launch.logs import LogWriter
 from castoff.errors import CastoffError, Invalid, Unavailable, Unsupported
 from castoff.lifecycle.launcher import ExecRequest, ExecResult, ProcessStat, RunExit
 from castoff.machine.machine import Machine
+from castoff.machine.model import MachineRecord
 from castoff.store.builds import uninterrupted
 from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
 
-__all__ = ["HostRun", "Surroundings"]
+__all__ = ["HostRun", "Surroundings", "remembered"]
 
 _LISTING: Final = 10.0
 """Seconds that the list of processes may take."""
@@ -54,6 +55,7 @@ class HostRun:
         self._log = log
         self._surroundings = surroundings
         self._control = Control(machine.handle)
+        machine.remember_exit(lambda: uninterrupted(log.flush))
         self._ending = asyncio.create_task(self._end())
 
     async def wait(self) -> RunExit:
@@ -132,7 +134,7 @@ class HostRun:
                     await uninterrupted(self._log.write, output.stream, output.data, output.offset)
                 exit = _as_run_exit(self._machine.exit)
             except CastoffError as error:
-                exit = RunExit(code=-1, message=str(error))
+                exit = remembered(self._machine.record) or RunExit(code=-1, message=str(error))
             await self._control.close()
             try:
                 await self._machine.close()
@@ -148,6 +150,15 @@ def _as_run_exit(exit: Exit | None) -> RunExit:
     if exit is None:
         return RunExit(code=128 + _KILL, signal=_KILL)
     return RunExit(code=exit.code, signal=exit.signal, out_of_memory=exit.out_of_memory, message=exit.message)
+
+
+def remembered(record: MachineRecord) -> RunExit | None:
+    """How a machine's command ended, as it is written down; None: it is not."""
+    if record.exit_code is None:
+        return None
+    return RunExit(
+        code=record.exit_code, signal=record.exit_signal, out_of_memory=record.out_of_memory, message=record.exit_message
+    )
 
 
 async def _collect(session: GuestSession, request: ExecRequest) -> ExecResult:
