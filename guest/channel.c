@@ -247,7 +247,7 @@ static void greet(struct channel *c, const uint8_t *nonce) {
     for (struct session *s = sessions; s < sessions + MAX_SESSIONS; s++) {
         if (s->state == SESSION_FREE || s->channel != number) continue;
         if (s->id != 0) {
-            if (s->state == SESSION_RUNNING) kill(-s->pid, SIGKILL);
+            if (s->state == SESSION_RUNNING && s->pid > 0) kill(-s->pid, SIGKILL);
             session_free(s);
             continue;
         }
@@ -280,7 +280,8 @@ static void start(struct channel *c, uint16_t id) {
     if (s->state != SESSION_GATHERING) return;
     uint8_t *data = s->gathered;
     s->gathered = NULL;
-    if (!data || settings_parse(&s->settings, data, s->gathered_size) < 0) session_fail(s, EXIT_RUNTIME, "broken settings");
+    if (!data || settings_parse(&s->settings, data, s->gathered_size) < 0 || s->settings.other_count)
+        session_fail(s, EXIT_RUNTIME, "broken settings");
     else session_start(s);
 }
 

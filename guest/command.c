@@ -25,7 +25,8 @@ static void give_up(int code, const char *format, ...) {
     int length = vsnprintf(report + 1, sizeof report - 1, format, arguments);
     va_end(arguments);
     if (length > (int)sizeof report - 2) length = sizeof report - 2;
-    if (write(report_fd, report, (size_t)length + 1) < 0) say("cannot report: %s", strerror(errno));
+    /* With its NUL: other processes of the same command report to the same pipe. */
+    if (write(report_fd, report, (size_t)length + 2) < 0) say("cannot report: %s", strerror(errno));
     _exit(code);
 }
 

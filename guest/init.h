@@ -24,6 +24,7 @@ enum {
     MAX_SETTINGS = 8 * 1024 * 1024,
     MAX_RLIMITS = 16,
     MAX_MOUNTS = 16,
+    MAX_PROCESSES = 16, /* of the machine's command, which is one mostly */
     CHANNELS = 2,
 };
 
@@ -33,7 +34,7 @@ enum { EXIT_RUNTIME = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127 };
 /* What a child reports: its clock (u64) when it executes, then, if that failed, why. */
 enum { REPORT_CLOCK = 'T', REPORT_FAILED = 'F' };
 
-enum { FLAG_TTY = 1, FLAG_STDIN = 2 };
+enum { FLAG_TTY = 1, FLAG_STDIN = 2, FLAG_PROCESSES = 4 };
 
 struct limit {
     uint32_t resource;
@@ -58,6 +59,8 @@ struct settings {
     size_t limit_count;
     struct volume mounts[MAX_MOUNTS];
     size_t mount_count;
+    struct settings *others; /* what runs beside it as part of the same command */
+    size_t other_count;
 };
 
 /* What the VMM's driver says on the kernel command line. */
@@ -99,7 +102,10 @@ struct session {
     enum session_state state;
     uint16_t id;
     int channel;
-    pid_t pid;
+    pid_t pid; /* of its first process, which has the terminal or standard input */
+    pid_t others[MAX_PROCESSES];
+    size_t running; /* processes that have not ended */
+    bool ending; /* one has: its end is the session's */
     int master; /* of its terminal, or -1 */
     int report; /* the child tells here why it could not execute, or -1 */
     struct input in;
@@ -165,6 +171,9 @@ const char *identity_resolve(const char *spec, struct identity *identity);
 
 /* command.c */
 void command_become(const struct settings *settings, int report) __attribute__((noreturn));
+
+/* processes.c */
+void processes_list(void) __attribute__((noreturn));
 
 /* session.c */
 extern struct session sessions[MAX_SESSIONS];

@@ -15,6 +15,8 @@
 
 /* How long a stream may stay open after its process ended: something it left behind holds it. */
 static const uint64_t STRAGGLERS_NS = 300 * 1000000ull;
+/* How long a machine's processes may take to end after the first of them has. */
+enum { OTHERS_MS = 5000 };
 
 struct session sessions[MAX_SESSIONS];
 static uint64_t killed_for_memory; /* oom_kill of /proc/vmstat, when last looked at */
@@ -121,13 +123,31 @@ static int open_pipes(struct session *s, struct pipes *p) {
     return p->in[0] < 0 ? -1 : 0;
 }
 
-static void run_child(struct session *s, const struct pipes *p, bool tty) {
+static void run_child(const struct settings *settings, const struct pipes *p, bool tty) {
     setsid();
     if (tty) ioctl(p->in[0], TIOCSCTTY, 0);
     dup2(p->in[0], 0);
     dup2(tty ? p->in[0] : p->out[1], 1);
     dup2(tty ? p->in[0] : p->err[1], 2);
-    command_become(&s->settings, p->report[1]);
+    if (settings->flags & FLAG_PROCESSES) processes_list();
+    command_become(settings, p->report[1]);
+}
+
+/* The processes beside the first: the same streams, nothing to read. */
+static void start_others(struct session *s, struct pipes *p) {
+    if (!s->settings.other_count) return;
+    if (p->in[0] >= 0) close(p->in[0]);
+    p->in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    for (size_t i = 0; i < s->settings.other_count; i++) {
+        s->others[i] = fork();
+        if (s->others[i] == 0) run_child(&s->settings.others[i], p, false);
+        if (s->others[i] < 0) {
+            snprintf(s->message, sizeof s->message, "cannot fork: %s", strerror(errno));
+            session_signal(s, SIGKILL);
+            return;
+        }
+        s->running++;
+    }
 }
 
 void session_start(struct session *s) {
@@ -144,11 +164,13 @@ void session_start(struct session *s) {
     } else {
         if (s->id == 0) killed_for_memory = memory_kills();
         s->pid = fork();
-        if (s->pid == 0) run_child(s, &p, tty);
+        if (s->pid == 0) run_child(&s->settings, &p, tty);
         s->report = p.report[0];
         p.report[0] = -1;
         s->state = SESSION_RUNNING;
+        s->running = 1;
         if (s->pid < 0) session_fail(s, EXIT_RUNTIME, "cannot fork");
+        else start_others(s, &p);
     }
     close_fd(&p.in[0]);
     close_fd(&p.out[1]);
@@ -159,9 +181,11 @@ void session_start(struct session *s) {
 
 /* A terminal's signals reach everybody in front of it, others the process alone (as `docker kill` has it). */
 void session_signal(struct session *s, int signal) {
-    if (s->state != SESSION_RUNNING || s->pid <= 0 || signal < 1 || signal > 64) return;
+    if (s->state != SESSION_RUNNING || signal < 1 || signal > 64) return;
     bool group = signal == SIGINT || signal == SIGQUIT || signal == SIGTSTP || signal == SIGCONT || signal == SIGWINCH;
-    if (!group || kill(-s->pid, signal) < 0) kill(s->pid, signal);
+    if (s->pid > 0 && (!group || kill(-s->pid, signal) < 0)) kill(s->pid, signal);
+    for (size_t i = 0; i < s->settings.other_count; i++)
+        if (s->others[i] > 0 && (!group || kill(-s->others[i], signal) < 0)) kill(s->others[i], signal);
 }
 
 void session_resize(struct session *s, uint16_t rows, uint16_t columns) {
@@ -219,36 +243,61 @@ static void read_output(struct output *out) {
     }
 }
 
+/* What its processes reported: clocks, as they executed, and why one could not. */
+static void take_report(struct session *s) {
+    size_t at = 0, executed = 0;
+    while (s->report_size - at >= 9 && s->report_buffer[at] == REPORT_CLOCK) {
+        uint64_t ns = get64((const uint8_t *)s->report_buffer + at + 1);
+        if (ns > s->exec_ns) s->exec_ns = ns;
+        at += 9, executed++;
+    }
+    s->report_buffer[s->report_size] = 0;
+    if (at < s->report_size && s->report_buffer[at] == REPORT_FAILED) {
+        snprintf(s->message, sizeof s->message, "%s", s->report_buffer + at + 1);
+        say("%s", s->message);
+    } else {
+        s->ready = executed == 1 + s->settings.other_count;
+    }
+}
+
 static void read_report(struct session *s) {
     ssize_t got = read(s->report, s->report_buffer + s->report_size, sizeof s->report_buffer - 1 - s->report_size);
     if (got > 0) {
         s->report_size += (size_t)got;
         return;
     }
-    close_fd(&s->report); /* the child executed, or ended */
-    size_t at = 0;
-    s->report_buffer[s->report_size] = 0;
-    if (s->report_size >= 9 && s->report_buffer[0] == REPORT_CLOCK) {
-        s->exec_ns = get64((const uint8_t *)s->report_buffer + 1);
-        at = 9;
-        s->ready = s->report_size == at;
-    }
-    if (s->report_buffer[at] == REPORT_FAILED) {
-        snprintf(s->message, sizeof s->message, "%s", s->report_buffer + at + 1);
-        say("%s", s->message);
-    }
+    close_fd(&s->report); /* the children executed, or ended */
+    take_report(s);
 }
 
+static bool is_its(struct session *s, pid_t pid) {
+    if (s->state != SESSION_RUNNING) return false;
+    bool its = s->pid == pid;
+    if (its) s->pid = 0;
+    for (size_t i = 0; i < s->settings.other_count; i++)
+        if (s->others[i] == pid) its = true, s->others[i] = 0;
+    return its;
+}
+
+static void take_end(struct session *s, int status) {
+    s->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    s->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    uint64_t kills = memory_kills();
+    s->oom = kills > killed_for_memory;
+    killed_for_memory = kills;
+}
+
+/* The first process to end ends the session; the others are asked to end, too, and waited for. */
 void session_reaped(pid_t pid, int status) {
     for (struct session *s = sessions; s < sessions + MAX_SESSIONS; s++) {
-        if (s->state != SESSION_RUNNING || s->pid != pid) continue;
+        if (!is_its(s, pid)) continue;
+        s->running--;
+        if (!s->ending) take_end(s, status);
+        if (!s->ending && s->running && s->id == 0) request_shutdown(OTHERS_MS);
+        s->ending = true;
+        if (s->running) continue;
         s->state = SESSION_EXITED;
         s->exited_ns = now_ns();
-        s->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-        s->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-        uint64_t kills = memory_kills();
-        s->oom = kills > killed_for_memory;
-        killed_for_memory = kills;
         while (s->report >= 0) read_report(s);
         if (s->id == 0) kill(-1, SIGKILL); /* a machine lives as long as its command */
     }

@@ -23,6 +23,7 @@ enum tag {
     TAG_STOP_SIGNAL = 10,
     TAG_LINGER = 11,
     TAG_MOUNT = 12,
+    TAG_PROCESS = 13,
 };
 
 enum { RECORD_HEADER = 5, FILE_HEADER = 14 };
@@ -110,11 +111,23 @@ static int take_mount(struct settings *s, const uint8_t *value, size_t length) {
     return 0;
 }
 
+/* A record list of its own: arguments, environment, directory, user. */
+static int take_process(struct settings *s, const uint8_t *value, size_t length) {
+    if (s->other_count == MAX_PROCESSES) return -1;
+    if (!s->others && !(s->others = calloc(MAX_PROCESSES, sizeof *s->others))) return -1;
+    uint8_t *data = malloc(length + 1);
+    if (!data) return -1;
+    memcpy(data, value, length);
+    struct settings *other = &s->others[s->other_count++];
+    return settings_parse(other, data, length) < 0 || other->other_count ? -1 : 0;
+}
+
 static int take_record(struct settings *s, int tag, uint8_t *value, size_t length, size_t *argc, size_t *envc) {
     char *text = (char *)value;
     if (tag >= TAG_FLAGS && tag <= TAG_LINGER && tag != TAG_FILE) return take_number(s, tag, value, length);
     if (tag == TAG_FILE) return length >= FILE_HEADER && get16(value + 12) <= length - FILE_HEADER ? 0 : -1;
     if (tag == TAG_MOUNT) return take_mount(s, value, length);
+    if (tag == TAG_PROCESS) return take_process(s, value, length);
     if (strlen(text) != length) return -1; /* a NUL inside would cut the string short */
     switch (tag) {
     case TAG_ARGUMENT: s->argv[(*argc)++] = text; return 0;
@@ -144,6 +157,8 @@ int settings_parse(struct settings *s, uint8_t *data, size_t size) {
 }
 
 void settings_free(struct settings *s) {
+    for (size_t i = 0; i < s->other_count; i++) settings_free(&s->others[i]);
+    free(s->others);
     free(s->argv);
     free(s->env);
     free(s->data);

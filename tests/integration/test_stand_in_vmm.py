@@ -95,6 +95,7 @@ async def test_commands_of_the_host_get_input_environment_and_directory(specify:
             shell = GuestSettings(argv=("sh", "-c", 'echo "$X $PWD"; echo no >&2; exit 4'), env=("X=1",), cwd="/proc")
             said = await transcript(await control.execute(shell))
             assert (said.stdout, said.stderr, said.code) == (b"1 /proc\n", b"no\n", 4)
+            assert [(process.pid, process.name) for process in await control.processes()] == [(handle.pid, "sh")]
             said = await transcript(await control.execute(GuestSettings(argv=("/no/such",))))
             assert said.code == 127
             assert "/no/such" in (said.exit.message if said.exit else "")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import atexit
 import json
 import os
 import socket
@@ -162,6 +163,7 @@ def _warm() -> socket.socket:
                 ],
                 setsid=True,
             )
+        atexit.register(ours.close)
         _zygote = ours
     return _zygote
 

@@ -2,7 +2,7 @@
 
 It serves both channels as guest/channel.c and guest/session.c do, from one loop without asyncio, so that a machine costs a
 fork and no imports. ``true``, ``false``, ``exit N``, ``echo WORDS`` and ``sleep SECONDS`` (or ``infinity``) it does itself; any
-other command is a process of this host, as the machine's user, in this host's filesystem.
+other command is a process of this host, as the machine's user, in this host's filesystem. Of several processes it runs the first.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _END: Final = 0xA5
 _WINDOW: Final = 256 * 1024
 _FRAME: Final = 32 * 1024 - _HEADER.size - 8
 _STDIN: Final = 2
+_LISTING: Final = 4
 _WELCOME, _READY, _DATA, _END_OF_OUTPUT, _TAKEN, _EXIT = 16, 17, 18, 19, 20, 21
 
 
@@ -40,6 +41,7 @@ class Command:
     stdin: bool
     stop_signal: int
     linger: float
+    listing: bool = False
 
 
 def parse_settings(data: bytes) -> Command:
@@ -73,7 +75,7 @@ def parse_settings(data: bytes) -> Command:
             linger = int.from_bytes(value, "little")
     if not argv:
         raise ValueError("broken settings")
-    return Command(tuple(argv), env, cwd, bool(flags & _STDIN), stop, linger / 1000)
+    return Command(tuple(argv), env, cwd, bool(flags & _STDIN), stop, linger / 1000, bool(flags & _LISTING))
 
 
 @dataclass(slots=True)
@@ -146,6 +148,10 @@ class _Session:
 
     def _is_done_here(self) -> bool:
         """Whether it needs no process; such a one's input is taken and thrown away."""
+        if self.command.listing:
+            self.streams[0].data += _listed()
+            self.code = 0
+            return True
         name, *words = self.command.argv
         match (os.path.basename(name), words):  # noqa: PTH119 - no Path a command
             case ("true", []):
@@ -277,6 +283,14 @@ class _Session:
         for pipe in (self.input_pipe, *(stream.pipe for stream in self.streams)):
             if pipe >= 0:
                 os.close(pipe)
+
+
+def _listed() -> bytes:
+    """A list of processes (docs/formats.md) with this one in it, which is all that there is of the machine."""
+    stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    name, command = Path("/proc/self/comm").read_bytes().strip(), Path("/proc/self/cmdline").read_bytes()[:256]
+    numbers = (os.getpid(), int(stat[1]), int(stat[11]), int(stat[12]), int(stat[19]), int(stat[21]) * 4096)
+    return struct.pack("<IIQQQQHHH", *numbers, len(name), len(command), 1) + name + command + b"/"
 
 
 def _kept(descriptor: int) -> int:

@@ -22,6 +22,7 @@ from castoff.vmm import frames
 from castoff.vmm.guest import GuestSettings, encode_settings
 
 if TYPE_CHECKING:
+    from castoff.vmm.guest_processes import GuestProcess
     from castoff.vmm.vmm import VmmHandle
 
 __all__ = ["Event", "Exit", "GuestChannel", "GuestSession", "Output", "Ready", "Told"]
@@ -339,6 +340,12 @@ class GuestChannel:
             await self.send(frames.encode_settings_part(number, settings[at : at + frames.MAX_INPUT]))
         await self.send(frames.encode_start(number))
         return session
+
+    async def processes(self) -> list[GuestProcess]:
+        """The guest's processes; see :func:`castoff.vmm.guest_processes.read_processes`."""
+        from castoff.vmm.guest_processes import LISTING, read_processes  # here: it needs this module
+
+        return await read_processes(await self.execute(LISTING))
 
     def _session(self, number: int) -> GuestSession:
         return self._sessions.setdefault(number, GuestSession(self, number))

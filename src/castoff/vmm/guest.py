@@ -10,7 +10,7 @@ from typing import Final
 
 from castoff.errors import Invalid
 
-__all__ = ["GuestFile", "GuestMount", "GuestSettings", "check_mount_path", "encode_settings"]
+__all__ = ["GuestCommand", "GuestFile", "GuestMount", "GuestSettings", "check_mount_path", "encode_settings"]
 
 _ARGUMENT: Final = 1
 _ENVIRONMENT: Final = 2
@@ -24,9 +24,11 @@ _FILE: Final = 9
 _STOP_SIGNAL: Final = 10
 _LINGER: Final = 11
 _MOUNT: Final = 12
+_PROCESS: Final = 13
 
 _FLAG_TTY: Final = 1
 _FLAG_STDIN: Final = 2
+_FLAG_PROCESSES: Final = 4
 
 _MAX_STRING: Final = 128 * 1024 - 1
 """Linux's MAX_ARG_STRLEN with its NUL: execve refuses longer arguments and variables."""
@@ -34,6 +36,7 @@ _MAX_SETTINGS: Final = 8 * 1024 * 1024 - 1
 """MAX_SETTINGS of guest/init.h."""
 _MAX_RLIMITS: Final = 16
 _MAX_MOUNTS: Final = 16
+_MAX_BESIDE: Final = 16
 _MAX_PATH: Final = 1024
 
 
@@ -62,6 +65,16 @@ class GuestMount:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestCommand:
+    """A process that runs beside the machine's first, as part of the same command; fields as :class:`GuestSettings` has them."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GuestSettings:
     """What to run in the guest, and how.
 
@@ -79,6 +92,9 @@ class GuestSettings:
         rlimits: (resource number, soft, hard) each.
         files: Written before the command starts.
         mounts: Volumes, mounted before files are written, in this order.
+        beside: Processes that run with this one: they share its output and get its signals. The first of all to end gives the
+            exit code; the others get the stop signal then, and five seconds. Not of an executed command.
+        listing: Nothing is run: the guest's init writes the list of processes (castoff.vmm.guest_processes) to stdout.
     """
 
     argv: tuple[str, ...]
@@ -95,6 +111,8 @@ class GuestSettings:
     rlimits: tuple[tuple[int, int, int], ...] = ()
     files: tuple[GuestFile, ...] = ()
     mounts: tuple[GuestMount, ...] = ()
+    beside: tuple[GuestCommand, ...] = ()
+    listing: bool = False
 
 
 def _record(tag: int, value: bytes) -> bytes:
@@ -138,20 +156,30 @@ def check_mount_path(path: str) -> str:
     return "/" + "/".join(names)
 
 
+def _command(command: GuestCommand | GuestSettings) -> Iterator[bytes]:
+    yield from (_string(_ARGUMENT, "the argument", argument) for argument in command.argv)
+    yield from (_string(_ENVIRONMENT, "the variable", variable) for variable in command.env)
+    yield _string(_CWD, "the working directory", command.cwd or "/")
+    yield _string(_USER, "the user", command.user)
+
+
+def _limits(guest: GuestSettings) -> Iterator[bytes]:
+    yield from (_record(_RLIMIT, struct.pack("<IQQ", *limit)) for limit in guest.rlimits)
+
+
 def _records(guest: GuestSettings) -> Iterator[bytes]:
-    yield from (_string(_ARGUMENT, "the argument", argument) for argument in guest.argv)
-    yield from (_string(_ENVIRONMENT, "the variable", variable) for variable in guest.env)
-    yield _string(_CWD, "the working directory", guest.cwd or "/")
-    yield _string(_USER, "the user", guest.user)
+    yield from _command(guest)
     yield _string(_HOSTNAME, "the hostname", guest.hostname)
-    flags = (_FLAG_TTY if guest.tty else 0) | (_FLAG_STDIN if guest.stdin else 0)
+    flags = (_FLAG_TTY if guest.tty else 0) | (_FLAG_STDIN if guest.stdin else 0) | (_FLAG_PROCESSES if guest.listing else 0)
     yield _record(_FLAGS, struct.pack("<I", flags))
     yield _record(_WINDOW, struct.pack("<HH", min(guest.rows, 0xFFFF), min(guest.columns, 0xFFFF)))
     yield _record(_STOP_SIGNAL, struct.pack("<I", guest.stop_signal))
     yield _record(_LINGER, struct.pack("<I", min(int(guest.linger * 1000), 0xFFFF_FFFF)))
-    yield from (_record(_RLIMIT, struct.pack("<IQQ", *limit)) for limit in guest.rlimits)
+    yield from _limits(guest)
     yield from (_file(file) for file in guest.files)
     yield from (_mount(mount) for mount in guest.mounts)
+    hostname = _string(_HOSTNAME, "the hostname", guest.hostname)
+    yield from (_record(_PROCESS, b"".join([*_command(command), hostname, *_limits(guest)])) for command in guest.beside)
 
 
 def encode_settings(guest: GuestSettings) -> bytes:
@@ -168,7 +196,17 @@ def encode_settings(guest: GuestSettings) -> bytes:
         raise Invalid(f"{len(guest.rlimits)} resource limits are given", hint=f"at most {_MAX_RLIMITS} are possible")
     if len(guest.mounts) > _MAX_MOUNTS:
         raise Invalid(f"mounts: {len(guest.mounts)} volumes are given", hint=f"at most {_MAX_MOUNTS} are possible")
+    _check_beside(guest)
     data = b"".join(_records(guest))
     if len(data) > _MAX_SETTINGS:
         raise Invalid(f"arguments, environment and files are {len(data)} bytes", hint=f"at most {_MAX_SETTINGS} fit")
     return data
+
+
+def _check_beside(guest: GuestSettings) -> None:
+    if len(guest.beside) > _MAX_BESIDE:
+        raise Invalid(f"processes: {1 + len(guest.beside)} are given", hint=f"a machine has at most {1 + _MAX_BESIDE}")
+    if guest.beside and guest.tty:
+        raise Invalid("several processes cannot share a terminal", hint="leave the terminal away")
+    if not all(command.argv and command.argv[0] for command in guest.beside):
+        raise Invalid("a process has no command", hint="give it one")

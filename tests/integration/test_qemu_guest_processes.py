@@ -1,0 +1,86 @@
+"""Processes of a guest: listed by its init, and several of them as one machine's command."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from castoff.vmm.channel import GuestChannel, Ready
+from castoff.vmm.guest import GuestCommand, GuestSettings
+from castoff.vmm.kernel import find_kernel
+from castoff.vmm.qemu import QemuVmm
+from castoff.vmm.settings import QemuSettings, VmmSettings
+from guests import Guests, make_rootfs, transcript, until
+
+SETTINGS = VmmSettings(qemu=QemuSettings(accelerator="tcg"))
+PATH = ("PATH=/bin",)
+
+
+@pytest.fixture(scope="module")
+def rootfs(daemon_directory: Path) -> Iterator[Path]:
+    """The root filesystem of all."""
+    path = make_rootfs(daemon_directory / "processes.ext4")
+    yield path
+    path.unlink()
+
+
+@pytest.fixture
+async def guests(rootfs: Path, kernels: Path) -> AsyncIterator[Guests]:
+    """Boots guests in a directory of the test's own."""
+    with tempfile.TemporaryDirectory(prefix="castoff-guests.", dir="/var/tmp") as name:
+        yield Guests(QemuVmm(SETTINGS), await find_kernel(SETTINGS, kernels), rootfs, Path(name))
+
+
+async def test_processes_are_listed_without_a_program_of_the_image(guests: Guests) -> None:
+    """Command line, CPU time, memory, directory, parent; no kernel threads; on either channel."""
+    script = "cd /srv; sleep 1111 & i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo up; wait"
+    async with guests.boot("listed", "sh", "-c", script) as booted:
+        await until(booted.channel, b"up\n")
+        async with await GuestChannel.connect(booted.handle, 20, control=True) as control:
+            found = {process.command or process.name: process for process in await control.processes()}
+        shell = next(process for command, process in found.items() if command.startswith("sh -c cd /srv"))
+        sleeper = found["sleep 1111"]
+        assert sleeper.parent == shell.pid and sleeper.directory == shell.directory == "/srv"
+        assert shell.parent == 1 and shell.name == "sh" and shell.user_seconds + shell.system_seconds > 0
+        assert 0 < shell.rss < 64 << 20 and 0 < shell.started_seconds < 600
+        assert not [command for command in found if "kthread" in command or "kworker" in command]
+        assert found.keys() == {process.command or process.name for process in await booted.channel.processes()}
+
+
+async def test_several_processes_are_one_command(guests: Guests) -> None:
+    """Each has its environment, user and directory, all share the output and get signals; whoever ends first ends the machine,
+    and the others are asked to."""
+    beside = (
+        GuestCommand(
+            ("sh", "-c", "trap 'echo asked; exit 9' TERM; echo web $A $(pwd) $(id -u); while :; do sleep 0.1; done"),
+            env=(*PATH, "A=1"),
+            cwd="/srv",
+            user="app",
+        ),
+        GuestCommand(("sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.1; done; echo ends; exit 5"), env=PATH),
+    )
+    async with guests.boot(
+        "several", "sh", "-c", "trap '' USR1; echo first; while :; do sleep 0.1; done", beside=beside
+    ) as booted:
+        said = await until(booted.channel, b"web 1 /srv 1000")
+        assert b"first" in said or await until(booted.channel, b"first")
+        async with await GuestChannel.connect(booted.handle, 20, control=True) as control:
+            assert sum(process.parent == 1 for process in await control.processes()) == 3
+            await transcript(await control.execute(GuestSettings(argv=("touch", "/tmp/go"), env=PATH)))
+            rest = await transcript(booted.channel)
+        assert rest.code == 5 and rest.exit is not None and not rest.exit.message
+        assert {"ends", "asked"} <= set(rest.lines)
+        assert await booted.ended() == 0
+
+
+async def test_a_process_that_cannot_be_executed_ends_the_machine(guests: Guests) -> None:
+    """With the reason, as a single one does; the others do not run on."""
+    async with guests.boot("missing", "sleep", "1000", beside=(GuestCommand(("/no/such",), env=PATH),)) as booted:
+        events = [event async for event in booted.channel.events()]
+        assert not any(isinstance(event, Ready) for event in events)
+        assert booted.channel.command.exit is not None
+        assert booted.channel.command.exit.code == 127 and "/no/such" in booted.channel.command.exit.message
+        assert await booted.ended() == 0
