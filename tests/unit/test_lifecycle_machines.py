@@ -264,6 +264,41 @@ async def test_secrets_files_and_volumes_reach_the_launch(tmp_path: Path, world:
     assert b"s3cret!" not in (tmp_path / "castoff.db").read_bytes()
 
 
+async def test_each_process_has_its_own_variables(tmp_path: Path, world: World) -> None:
+    """The app's secrets unless it ignores them, those that it names, fields of the machine; its own env wins."""
+    processes = [
+        {"cmd": ["web"], "env": {"A": "web"}},
+        {
+            "cmd": ["job"],
+            "ignore_app_secrets": True,
+            "secrets": [{"env_var": "TOKEN"}, {"env_var": "PASS", "name": "OTHER"}],
+            "env_from": [{"env_var": "WHO", "field_ref": "id"}, {"env_var": "WHERE", "field_ref": "region"}],
+        },
+        {"cmd": ["none"], "ignore_app_secrets": True},
+    ]
+    secrets = Secrets({"TOKEN": "t0ken", "OTHER": "0ther", "THIRD": "3"})
+    async with opened(tmp_path, world, secrets=secrets) as machines:
+        machine = await machines.create(APP, wanted(processes=processes, env={"A": "all", "B": "all"}))
+        await settled(machines, machine, State.STARTED)
+        web, job, none = world.launches[0].processes
+        assert (web["A"], web["B"], web["TOKEN"], web["THIRD"]) == ("web", "all", "t0ken", "3")
+        assert (job["A"], job["TOKEN"], job["PASS"], job["WHO"], job["WHERE"]) == ("all", "t0ken", "0ther", machine.id, "local")
+        assert not {"OTHER", "THIRD"} & job.keys() and not {"TOKEN", "OTHER", "THIRD"} & none.keys()
+        assert none["FLY_MACHINE_ID"] == machine.id
+        del secrets.known["OTHER"]
+        await machines.restart(APP, machine.id)
+        failed = await settled(machines, machine, State.FAILED)
+        assert "no secret 'OTHER'" in str(failed.events[0].request)
+        for broken in (
+            {"env_from": [{"env_var": "A", "field_ref": "hostname"}]},
+            {"env_from": [{"env_var": "A=B", "field_ref": "id"}]},
+            {"secrets": [{"env_var": ""}]},
+            {"env": {"A=": "x"}},
+        ):
+            with pytest.raises(Invalid, match="processes: "):
+                await machines.create(APP, wanted(processes=[broken]))
+
+
 async def test_exec_signal_and_ps_need_a_running_machine(tmp_path: Path, world: World) -> None:
     """412 otherwise."""
     async with opened(tmp_path, world) as machines:

@@ -8,6 +8,7 @@ from castoff.errors import Invalid, Unsupported
 from castoff.lifecycle.config import MachineConfig, StopConfig
 from castoff.lifecycle.durations import seconds
 from castoff.lifecycle.launches import file_content
+from castoff.lifecycle.processes import check_processes
 
 __all__ = ["check_config"]
 
@@ -21,6 +22,7 @@ def check_config(config: MachineConfig) -> None:
     """
     _check_files(config)
     _check_env(config)
+    check_processes(config.processes or ())
     if config.stop_config is not None:
         _check_stop(config.stop_config)
     if config.restart is not None and config.restart.policy == "spot-price":

@@ -18,12 +18,14 @@ from castoff.rootfs.settings import Lazy
 
 __all__ = [
     "Check",
+    "EnvironmentFrom",
     "File",
     "Guest",
     "Init",
     "MachineConfig",
     "Mount",
     "Process",
+    "ProcessSecret",
     "Restart",
     "RootfsConfig",
     "Service",
@@ -138,6 +140,20 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...] | None = None
 
 
+class ProcessSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """A variable that is a secret of the app: ``name``, or the one of the variable's own name."""
+
+    env_var: str
+    name: str | None = None
+
+
+class EnvironmentFrom(msgspec.Struct, frozen=True, kw_only=True):
+    """A variable that is a field of the machine."""
+
+    env_var: str
+    field_ref: str
+
+
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """One of several processes of a machine."""
 
@@ -146,8 +162,9 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     cmd: tuple[str, ...] | None = None
     user: str | None = None
     env: dict[str, str] | None = None
-    secrets: tuple[dict[str, str], ...] | None = None
+    secrets: tuple[ProcessSecret, ...] | None = None
     ignore_app_secrets: bool | None = None
+    env_from: tuple[EnvironmentFrom, ...] | None = None
 
 
 class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ class Launch:
         digest: Of the image, when that version was made: this one boots, wherever its tag has moved since. Empty: not known.
         config: What it shall run, and how.
         env: Variables on top of the image's and under ``config.env``: the app's secrets, FLY_* and CASTOFF_*.
+        processes: For each of ``config.processes``, in order: all of its variables on top of the image's.
         files: Written into the root filesystem before the command starts: ``config.files``, with their secrets looked up.
         volumes: For each of ``config.mounts``, in order: the file or block device that holds the volume.
         fresh: Whether the root filesystem begins anew; else it goes on as the last run left it, where it is still here.
@@ -46,6 +47,7 @@ class Launch:
     config: MachineConfig
     digest: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
+    processes: tuple[Mapping[str, str], ...] = ()
     files: tuple[GuestFile, ...] = ()
     volumes: tuple[str, ...] = ()
     fresh: bool = True
@@ -100,7 +102,8 @@ class ExecResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessStat:
-    """A process of a guest. Times in clock ticks (proc(5)), ``rss`` in bytes, ``cpu`` in percent of one CPU since its start."""
+    """A process of a guest, in clock ticks (proc(5)): ``stime`` of the kernel's work for it, ``rtime`` from the guest's boot
+    to its start, ``cpu`` of all its work. ``rss`` in bytes."""
 
     pid: int
     stime: int

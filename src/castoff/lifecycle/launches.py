@@ -11,6 +11,7 @@ from castoff.errors import Invalid, NotFound
 from castoff.lifecycle.config import File
 from castoff.lifecycle.launcher import Launch
 from castoff.lifecycle.model import Machine
+from castoff.lifecycle.processes import process_variables
 from castoff.lifecycle.states import State
 from castoff.vmm.guest import GuestFile
 
@@ -88,6 +89,7 @@ async def build_launch(
     mounted = [mount.volume for mount in machine.config.mounts or ()]
     await volumes.detach(machine.id, keep=mounted)  # what an earlier configuration had
     paths = [await volumes.attach(machine.app, volume, machine.id, grow=not resume) for volume in mounted]
+    facts = identification(machine)
     return Launch(
         machine=machine.id,
         name=machine.name,
@@ -95,7 +97,10 @@ async def build_launch(
         version=machine.version,
         digest=machine.digest,
         config=machine.config,
-        env={**values, **identification(machine)},
+        env={**values, **facts},
+        processes=tuple(
+            process_variables(process, machine, secrets=values, facts=facts) for process in machine.config.processes or ()
+        ),
         files=tuple(files),
         volumes=tuple(paths),
         fresh=fresh,

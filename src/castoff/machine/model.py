@@ -24,6 +24,7 @@ __all__ = [
     "MachineRecord",
     "MachineRequest",
     "MachineState",
+    "ProcessRequest",
     "VolumeDrive",
     "check_name",
     "new_machine_id",
@@ -83,6 +84,16 @@ class VolumeDrive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessRequest:
+    """A process that runs beside a machine's first; fields as :class:`MachineRequest` has them."""
+
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRequest:
     """What one create asks for; None: as the image or the configuration says.
 
@@ -115,6 +126,7 @@ class MachineRequest:
         files: Written into the root filesystem before the command starts.
         linger: Seconds that an ended machine waits for its exit code to be taken.
         volumes: Filesystems that outlive the machine, mounted in its tree.
+        beside: Processes that run with its command, as part of it (castoff.vmm.guest).
         existing: A root filesystem that an earlier run of the machine left, which becomes this one's under a second name.
     """
 
@@ -147,6 +159,7 @@ class MachineRequest:
     files: tuple[GuestFile, ...] = ()
     linger: float | None = None
     volumes: tuple[VolumeDrive, ...] = ()
+    beside: tuple[ProcessRequest, ...] = ()
     existing: Path | None = None
 
 

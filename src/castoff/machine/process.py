@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from castoff.disk.clone import volume_role
 from castoff.errors import Invalid
 from castoff.image.image import ImageConfig
-from castoff.machine.model import MachineRequest
-from castoff.vmm.guest import GuestMount, GuestSettings, encode_settings
+from castoff.machine.model import MachineRequest, ProcessRequest
+from castoff.vmm.guest import GuestCommand, GuestMount, GuestSettings, encode_settings
 
 __all__ = ["guest_settings"]
 
@@ -33,11 +33,12 @@ def guest_settings(config: ImageConfig, request: MachineRequest, *, hostname: st
     Raises:
         Invalid: There is nothing to run, or a part of it could never be executed.
     """
+    cwd = _working_dir(config, request)
     settings = GuestSettings(
-        argv=_argv(config, request),
+        argv=_argv(config, request, request.image),
         env=_environment(config.env, request.env),
-        cwd=_working_dir(config, request),
-        user=request.user if request.user is not None else config.user,
+        cwd=cwd,
+        user=_user(config, request),
         hostname=_hostname(request, hostname),
         tty=request.tty,
         columns=request.columns,
@@ -47,6 +48,10 @@ def guest_settings(config: ImageConfig, request: MachineRequest, *, hostname: st
         linger=linger if request.linger is None else request.linger,
         files=request.files,
         mounts=tuple(GuestMount(volume_role(at), volume.guest_path) for at, volume in enumerate(request.volumes)),
+        beside=tuple(
+            GuestCommand(_argv(config, one, request.image), _environment(config.env, one.env), cwd, _user(config, one))
+            for one in request.beside
+        ),
     )
     encode_settings(settings)  # refuses what cannot be executed now, not after an image was fetched and converted
     return settings
@@ -58,13 +63,17 @@ def _hostname(request: MachineRequest, otherwise: str) -> str:
     return request.hostname or otherwise
 
 
-def _argv(config: ImageConfig, request: MachineRequest) -> tuple[str, ...]:
+def _user(config: ImageConfig, request: MachineRequest | ProcessRequest) -> str:
+    return config.user if request.user is None else request.user
+
+
+def _argv(config: ImageConfig, request: MachineRequest | ProcessRequest, image: str) -> tuple[str, ...]:
     if request.entrypoint is not None:
         argv = (*request.entrypoint, *request.command)
     else:
         argv = (*config.entrypoint, *(request.command or config.cmd))
     if not argv:
-        raise Invalid(f"image {request.image} names no command", hint="give one after the image")
+        raise Invalid(f"image {image} names no command", hint="give one after the image")
     return argv
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from castoff.errors import Invalid
 
-__all__ = ["GuestCommand", "GuestFile", "GuestMount", "GuestSettings", "check_mount_path", "encode_settings"]
+__all__ = ["MAX_BESIDE", "GuestCommand", "GuestFile", "GuestMount", "GuestSettings", "check_mount_path", "encode_settings"]
 
 _ARGUMENT: Final = 1
 _ENVIRONMENT: Final = 2
@@ -36,7 +36,8 @@ _MAX_SETTINGS: Final = 8 * 1024 * 1024 - 1
 """MAX_SETTINGS of guest/init.h."""
 _MAX_RLIMITS: Final = 16
 _MAX_MOUNTS: Final = 16
-_MAX_BESIDE: Final = 16
+MAX_BESIDE: Final = 16
+"""Processes that a machine has beside its first."""
 _MAX_PATH: Final = 1024
 
 
@@ -204,8 +205,8 @@ def encode_settings(guest: GuestSettings) -> bytes:
 
 
 def _check_beside(guest: GuestSettings) -> None:
-    if len(guest.beside) > _MAX_BESIDE:
-        raise Invalid(f"processes: {1 + len(guest.beside)} are given", hint=f"a machine has at most {1 + _MAX_BESIDE}")
+    if len(guest.beside) > MAX_BESIDE:
+        raise Invalid(f"processes: {1 + len(guest.beside)} are given", hint=f"a machine has at most {1 + MAX_BESIDE}")
     if guest.beside and guest.tty:
         raise Invalid("several processes cannot share a terminal", hint="leave the terminal away")
     if not all(command.argv and command.argv[0] for command in guest.beside):

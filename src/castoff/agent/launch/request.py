@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -12,11 +12,11 @@ from castoff.disk.clone import MAX_VOLUMES, CloneKind
 from castoff.errors import Invalid, Unsupported
 from castoff.image.digest import Digest
 from castoff.image.reference import RegistryReference, parse_reference
-from castoff.lifecycle.config import MachineConfig, RootfsConfig
+from castoff.lifecycle.config import MachineConfig, Process, RootfsConfig
 from castoff.lifecycle.launcher import Launch
-from castoff.machine.model import MachineRequest, VolumeDrive
+from castoff.machine.model import MachineRequest, ProcessRequest, VolumeDrive
 from castoff.rootfs.settings import Lazy
-from castoff.vmm.guest import check_mount_path
+from castoff.vmm.guest import MAX_BESIDE, check_mount_path
 
 __all__ = ["LINGER", "check_config", "machine_request", "mount_paths"]
 
@@ -38,8 +38,7 @@ def check_config(config: MachineConfig, rootfs_directories: Sequence[Path]) -> N
     if config.guest is not None and (config.guest.gpus or config.guest.gpu_kind):
         raise Unsupported("guest: GPUs are not served", hint="leave gpus and gpu_kind away")
     mount_paths(config)
-    if config.processes and len(config.processes) > 1:
-        raise Unsupported("processes: a machine has one", hint="make a machine for each")
+    _check_processes(config)
     if config.rootfs is not None:
         _override(config.rootfs, rootfs_directories)
         if _persists(config.rootfs) and (config.rootfs.clone is CloneKind.OVERLAY or config.rootfs.lazy is Lazy.ALWAYS):
@@ -63,16 +62,15 @@ def machine_request(
     """
     config = launch.config
     rootfs = config.rootfs or RootfsConfig()
-    entrypoint, command = _words(config)
-    process = config.processes[0] if config.processes else None
-    env = {**launch.env, **(config.env or {}), **((process.env or {}) if process else {})}
+    first, *beside = _processes(launch)
     cpus, memory = _hardware(config)
     return MachineRequest(
         image=_pinned(launch),
-        command=command,
-        entrypoint=entrypoint,
-        env=tuple(f"{name}={value}" for name, value in env.items()),
-        user=process.user if process else None,
+        command=first.command,
+        entrypoint=first.entrypoint,
+        env=first.env,
+        user=first.user,
+        beside=tuple(beside),
         hostname=launch.name[:64],
         tty=bool(config.init and config.init.tty),
         cpus=cpus,
@@ -128,9 +126,31 @@ def _pinned(launch: Launch) -> str:
     return str(replace(reference, digest=Digest.parse(launch.digest)))
 
 
-def _words(config: MachineConfig) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+def _check_processes(config: MachineConfig) -> None:
+    processes = config.processes or ()
+    if len(processes) > 1 + MAX_BESIDE:
+        raise Invalid(f"processes: {len(processes)} are given", hint=f"a machine has at most {1 + MAX_BESIDE}")
+    if len(processes) > 1 and config.init is not None and config.init.tty:
+        raise Invalid("processes: several cannot share a terminal", hint="leave init.tty away")
+
+
+def _processes(launch: Launch) -> list[ProcessRequest]:
+    """What the machine runs: the first has its standard input or terminal, where there is one."""
+    config = launch.config
+    if not config.processes:
+        return [_process(config, None, {**launch.env, **(config.env or {})})]
+    return [_process(config, process, env) for process, env in zip(config.processes, launch.processes, strict=True)]
+
+
+def _process(config: MachineConfig, process: Process | None, env: Mapping[str, str]) -> ProcessRequest:
+    entrypoint, command = _words(config, process)
+    variables = tuple(f"{name}={value}" for name, value in env.items())
+    user = process.user if process else None
+    return ProcessRequest(command=command, entrypoint=entrypoint, env=variables, user=user)
+
+
+def _words(config: MachineConfig, process: Process | None) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Entrypoint and command that override the image's; None and (): the image's own."""
-    process = config.processes[0] if config.processes else None
     for one in (process, config.init):
         if one is None:
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from dataclasses import replace
 from typing import Final
 
@@ -12,13 +11,14 @@ import msgspec
 
 from castoff.agent.launch.control import Control
 from castoff.agent.launch.logs import LogWriter
-from castoff.errors import CastoffError, Invalid, Unavailable, Unsupported
+from castoff.errors import CastoffError, Invalid, Unavailable
 from castoff.lifecycle.launcher import ExecRequest, ExecResult, ProcessStat, RunExit
 from castoff.machine.machine import Machine
 from castoff.machine.model import MachineRecord
 from castoff.store.builds import uninterrupted
 from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_processes import LISTING, GuestProcess, read_processes
 
 __all__ = ["HostRun", "Surroundings", "remembered"]
 
@@ -27,10 +27,8 @@ _LISTING: Final = 10.0
 _POWER_OFF: Final = 10.0
 """Seconds that a guest has to unmount its disk after its command's end."""
 _KILL: Final = 9
-_PROCESSES: Final = (
-    'for p in /proc/[0-9]*; do read -r s 2>/dev/null <$p/stat || continue; echo "$s"; readlink $p/cwd || echo; done; echo end'
-)
-_STAT: Final = re.compile(r"(\d+) \((.*)\) \S((?: -?\d+){20,})")
+_TICKS: Final = 100
+"""A second's clock ticks, as clients of the API count."""
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,17 +98,16 @@ class HostRun:
             ) from error
 
     async def processes(self) -> list[ProcessStat]:
-        """See the port. The guest's kernel is asked through its image's shell."""
+        """See the port."""
         try:
-            result = await self.execute(ExecRequest(argv=("/bin/sh", "-c", _PROCESSES), timeout=_LISTING))
-        except Invalid as error:
-            raise Unsupported("this image has no shell to ask for its processes") from error
-        text = result.stdout.decode(errors="replace")
-        if not text.endswith("end\n"):
-            raise Unsupported("this image has no shell to ask for its processes", hint="use `exec` with a tool that it has")
-        lines = text.splitlines()
-        pairs = zip(lines[:-1:2], lines[1:-1:2], strict=False)
-        return [process for stat, directory in pairs if (process := _process(stat, directory)) is not None]
+            async with asyncio.timeout(_LISTING):
+                found = await self._control.execute(LISTING, read_processes)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the guest did not list its processes within {_LISTING:g} s",
+                hint="one of them keeps whoever looks at it waiting",
+            ) from error
+        return [_stat(process) for process in found]
 
     async def detach(self) -> None:
         """See the port."""
@@ -189,19 +186,13 @@ async def _feed(session: GuestSession, data: bytes) -> None:
     await session.close_stdin()
 
 
-def _process(stat: str, directory: str) -> ProcessStat | None:
-    """A line of /proc/PID/stat (proc(5)); None for one that is none: the guest is not to be believed."""
-    match = _STAT.match(stat[:4096])
-    if match is None:
-        return None
-    numbers = [int(word) for word in match[3].split()]
-    user, system, started, pages = numbers[10], numbers[11], numbers[18], numbers[20]
+def _stat(process: GuestProcess) -> ProcessStat:
     return ProcessStat(
-        pid=int(match[1]),
-        stime=system,
-        rtime=started,
-        cpu=user + system,
-        rss=pages * 4096,
-        command=match[2][:256],
-        directory=directory[:4096],
+        pid=process.pid,
+        stime=round(process.system_seconds * _TICKS),
+        rtime=round(process.started_seconds * _TICKS),
+        cpu=round((process.user_seconds + process.system_seconds) * _TICKS),
+        rss=process.rss,
+        command=process.command or process.name,
+        directory=process.directory,
     )
