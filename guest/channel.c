@@ -247,7 +247,7 @@ static void greet(struct channel *c, const uint8_t *nonce) {
     for (struct session *s = sessions; s < sessions + MAX_SESSIONS; s++) {
         if (s->state == SESSION_FREE || s->channel != number) continue;
         if (s->id != 0) {
-            if (s->state == SESSION_RUNNING && s->pid > 0) kill(-s->pid, SIGKILL);
+            session_kill(s);
             session_free(s);
             continue;
         }

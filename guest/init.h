@@ -182,6 +182,7 @@ struct session *session_new(int channel, uint16_t id);
 void session_start(struct session *session);
 void session_fail(struct session *session, int code, const char *message);
 void session_signal(struct session *session, int signal);
+void session_kill(struct session *session);
 void session_resize(struct session *session, uint16_t rows, uint16_t columns);
 void session_input(struct session *session, uint64_t offset, const uint8_t *data, size_t size);
 void session_input_end(struct session *session);

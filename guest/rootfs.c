@@ -198,18 +198,49 @@ const char *rootfs_enter(void) {
     return NULL;
 }
 
-/* Unmounts what the image's processes mounted, the last first. */
+/* The kernel writes a space, tab, line break and backslash of a path as three octal digits (proc(5)). */
+static void unescape(char *text) {
+    char *to = text;
+    for (const char *at = text; *at; to++) {
+        bool octal = at[0] == '\\' && at[1] >= '0' && at[1] <= '3' && at[2] >= '0' && at[2] <= '7' && at[3] >= '0' && at[3] <= '7';
+        *to = octal ? (char)((at[1] - '0') << 6 | (at[2] - '0') << 3 | (at[3] - '0')) : *at;
+        at += octal ? 4 : 1;
+    }
+    *to = 0;
+}
+
+/* Detached, a mount that something still holds would only disappear from sight: its filesystem is made clean first, by what a
+ * remount writes. EBUSY: a file is open for writing, by a process that is just dying perhaps. */
+static void leave_disk(const char *point) {
+    for (int tries = 0; umount2(point, 0) < 0 && errno == EBUSY; tries++) {
+        if (mount(NULL, point, NULL, MS_REMOUNT | MS_RDONLY, NULL) == 0 || errno != EBUSY || tries == 20) {
+            if (tries == 20) say("the filesystem at %s is left unclean", point);
+            umount2(point, MNT_DETACH);
+            return;
+        }
+        usleep(10000);
+    }
+}
+
+/* Volumes and what the image's processes mounted, the last first. */
 static void unmount_others(void) {
     char *points[256];
+    bool is_disk[256];
     size_t count = 0, size = 0;
-    char line[4096];
+    char line[4 * 4096 + 512];
     FILE *mounts = fopen("/proc/self/mounts", "re");
     while (mounts && count < 256 && fgets(line, sizeof line, mounts)) {
-        char *rest = NULL, *point = strtok_r(line, " ", &rest) ? strtok_r(NULL, " ", &rest) : NULL;
-        if (point && strcmp(point, "/") && (points[count] = strdup(point))) count++;
+        char *rest = NULL, *device = strtok_r(line, " ", &rest), *point = device ? strtok_r(NULL, " ", &rest) : NULL;
+        if (!point || !strcmp(point, "/")) continue;
+        unescape(point);
+        is_disk[count] = *device == '/';
+        if ((points[count] = strdup(point))) count++;
     }
     if (mounts) fclose(mounts);
-    for (size = count; size > 0; size--) umount2(points[size - 1], MNT_DETACH);
+    for (size = count; size > 0; size--) {
+        if (is_disk[size - 1]) leave_disk(points[size - 1]);
+        else umount2(points[size - 1], MNT_DETACH);
+    }
 }
 
 /* Leaves every filesystem clean: called when no process but init is left. */

@@ -1,6 +1,7 @@
 /* Sessions: a process, its streams, and what the host is still to be told of it. Session 0 is the machine's command. */
 #include "init.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -179,9 +180,23 @@ void session_start(struct session *s) {
     close_fd(&p.report[1]);
 }
 
+/* Ends a command executed beside the machine's own, with all that it has started and that has not made itself a session of its
+ * own: nobody waits for any of it. Job control makes groups in a session, so the group alone is not all. */
+void session_kill(struct session *s) {
+    if (s->state != SESSION_RUNNING || s->pid <= 0) return;
+    kill(-s->pid, SIGKILL);
+    DIR *proc = opendir("/proc"); /* whatever the image has there: only numbers are read from it */
+    for (struct dirent *entry; proc && (entry = readdir(proc));) {
+        pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
+        if (pid > 1 && getsid(pid) == s->pid) kill(pid, SIGKILL);
+    }
+    if (proc) closedir(proc);
+}
+
 /* A terminal's signals reach everybody in front of it, others the process alone (as `docker kill` has it). */
 void session_signal(struct session *s, int signal) {
     if (s->state != SESSION_RUNNING || signal < 1 || signal > 64) return;
+    if (signal == SIGKILL && s->id != 0) return session_kill(s);
     bool group = signal == SIGINT || signal == SIGQUIT || signal == SIGTSTP || signal == SIGCONT || signal == SIGWINCH;
     if (s->pid > 0 && (!group || kill(-s->pid, signal) < 0)) kill(s->pid, signal);
     for (size_t i = 0; i < s->settings.other_count; i++)

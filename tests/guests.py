@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -55,8 +56,9 @@ def make_empty_ext4(path: Path, *, size: int = 64 * MIB) -> Path:
 
 
 def assert_clean(image: Path) -> None:
-    """e2fsck has nothing to say but its passes."""
-    done = subprocess.run(["e2fsck", "-fn", str(image)], capture_output=True, text=True, check=False)
+    """e2fsck has nothing to say but its passes. Not of times either: a guest's clock and the host's are two."""
+    later = os.environ | {"E2FSCK_TIME": str(int(time.time()) + 3600)}
+    done = subprocess.run(["e2fsck", "-fn", str(image)], capture_output=True, text=True, check=False, env=later)
     lines = [line for line in done.stdout.splitlines() if line and not line.startswith("Pass ")]
     assert done.returncode == 0, done.stdout
     assert len(lines) == 1, done.stdout

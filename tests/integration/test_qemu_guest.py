@@ -239,11 +239,12 @@ async def test_volumes_are_mounted_and_left_clean(guests: Guests) -> None:
     """In the order of the settings, where no directory was, through the image's symlinks but never out of the root."""
     volumes = [make_empty_ext4(guests.directory / f"volume{number}.ext4") for number in range(2)]
     drives = tuple(Drive(volume_role(number), path, False, True) for number, path in enumerate(volumes))
-    mounts = (GuestMount("volume0", "/var/lib/data"), GuestMount("volume1", "/link/inner"))
+    mounts = (GuestMount("volume0", "/var/lib/my data"), GuestMount("volume1", "/link/inner"))
     root = guests.directory / "root.ext4"
     shutil.copyfile(guests.rootfs, root)
     subprocess.run(["debugfs", "-w", "-R", "symlink /link ../../../../../srv", str(root)], check=True, capture_output=True)
-    script = "mount | grep -e /var -e /srv | cut -d' ' -f3-; cat /var/lib/data/kept; echo kept > /var/lib/data/kept; "
+    script = "mount | grep -e /var -e /srv | cut -d' ' -f3-; cd '/var/lib/my data'; cat kept; echo kept > kept; "
+    script += "(trap '' TERM; exec 3> held; while :; do echo x >&3; sleep 1; done) & "
     script += "cat /srv/inner/file; id > /srv/inner/big; ls /srv/inner"
     for name, kept in (("volumes-1", []), ("volumes-2", ["kept"])):
         async with guests.boot(
@@ -258,7 +259,7 @@ async def test_volumes_are_mounted_and_left_clean(guests: Guests) -> None:
             said = await transcript(booted.channel)
             assert await booted.ended() == 0
         options = "type ext4 (rw,nosuid,nodev,noatime)"
-        found = [f"/var/lib/data {options}", f"/srv/inner {options}"]
+        found = [f"/var/lib/my data {options}", f"/srv/inner {options}"]
         assert [line.replace("on ", "") for line in said.lines] == [*found, *kept, "in the volume", "big", "file", "lost+found"]
         for image in (root, *volumes):
             assert_clean(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -48,6 +49,27 @@ async def test_processes_are_listed_without_a_program_of_the_image(guests: Guest
         assert 0 < shell.rss < 64 << 20 and 0 < shell.started_seconds < 600
         assert not [command for command in found if "kthread" in command or "kworker" in command]
         assert found.keys() == {process.command or process.name for process in await booted.channel.processes()}
+
+
+async def test_a_killed_command_leaves_nothing_running(guests: Guests) -> None:
+    """All that it has started ends with it, also what job control put into groups of their own; the machine's command goes on."""
+    async with guests.boot("killed", "sh", "-c", "sleep 1111 & wait") as booted:
+        script = "trap '' HUP; set -m; sleep 2222 & (sleep 3333 & sleep 4444) & echo up; wait"
+        for tty in (False, True):
+            session = await booted.channel.execute(GuestSettings(argv=("sh", "-c", script), env=PATH, tty=tty))
+            await until(session, b"up")
+            assert {"sleep 2222", "sleep 3333", "sleep 4444"} <= set(await _commands(booted.channel))
+            await session.signal(9)
+            said = await transcript(session)
+            assert said.exit is not None and said.exit.signal == 9
+            async with asyncio.timeout(30):
+                while {"sleep 2222", "sleep 3333", "sleep 4444"} & set(await _commands(booted.channel)):
+                    pass
+        assert "sleep 1111" in await _commands(booted.channel)
+
+
+async def _commands(channel: GuestChannel) -> list[str]:
+    return [process.command for process in await channel.processes()]
 
 
 async def test_several_processes_are_one_command(guests: Guests) -> None:
