@@ -21,6 +21,7 @@ from castoff.fakes.launcher import FakeLauncher, World
 from castoff.lifecycle.apps import Apps
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.machines import Machines
+from castoff.lifecycle.releases import Releases
 from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.settings import AgentSettings
 from castoff.lifecycle.volumes import Volumes
@@ -119,6 +120,7 @@ async def _parts(directory: Path, settings: AgentSettings, world: World) -> Asyn
             apps=apps,
             volumes=volumes,
             secrets=secrets,
+            releases=Releases(database),
             authenticator=KnownTokens(),
             images=Images(),
             settings=settings,

@@ -37,6 +37,7 @@ from castoff.lifecycle.apps import Apps
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.launcher import Launch, Run
 from castoff.lifecycle.machines import Machines
+from castoff.lifecycle.releases import Releases
 from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.settings import AgentSettings
 from castoff.lifecycle.volumes import Volumes
@@ -228,6 +229,7 @@ async def served(
             apps=apps,
             volumes=volumes,
             secrets=secrets,
+            releases=Releases(database),
             authenticator=KnownTokens(),
             images=Images(),
             settings=agent,

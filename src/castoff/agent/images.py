@@ -23,7 +23,7 @@ class HostImages:
         """See the port."""
         async with opened(reference, None, config=self._host.config, store=self._host.store) as (_, image):
             return ImageDescription(
-                reference=f"{image.reference.partition('@')[0]}@{image.digest}",
+                reference=image.reference.partition("@")[0],
                 digest=str(image.digest),
                 size=sum(layer.size for layer in image.layers),
                 annotations={},

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from castoff.agent.applogs import app_log_routes
 from castoff.agent.images import HostImages
 from castoff.agent.launch.launcher import HostLauncher
 from castoff.agent.launch.logs import Logs
@@ -31,6 +32,7 @@ from castoff.host import Host
 from castoff.lifecycle.apps import Apps
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.machines import Machines
+from castoff.lifecycle.releases import Releases
 from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.volumes import Volumes
 
@@ -122,11 +124,12 @@ async def running(
             apps=apps,
             volumes=volumes,
             secrets=secrets,
+            releases=Releases(database),
             authenticator=tokens,
             images=HostImages(host),
             settings=settings,
         )
-        app = build_app(parts, [counted(metrics, creates), log_routes(logs), partial(add_page, page=page)])
+        app = build_app(parts, [counted(metrics, creates), log_routes(logs), app_log_routes(logs), partial(add_page, page=page)])
         sockets = bind(settings, directory)
         address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""
         await enter(serving(app, sockets, tls=tls))

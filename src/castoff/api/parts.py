@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from aiohttp import web
 
 from castoff.api.auth import Authenticator
-from castoff.api.ports import Apps, Secrets, Volumes
+from castoff.api.ports import Apps, Releases, Secrets, Volumes
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.settings import AgentSettings
 
@@ -21,7 +21,7 @@ class ImageDescription:
     """What ``flyctl machine run`` asks of an image before it makes a machine of it.
 
     Attributes:
-        reference: With its registry and digest: what goes into ``config.image``.
+        reference: With its registry and without its digest: flyctl puts ``@`` and the digest behind it itself.
         digest: ``sha256:...`` of its manifest.
         size: Bytes of its layers as they are transferred.
         annotations: Its manifest's.
@@ -53,6 +53,7 @@ class Parts:
     apps: Apps
     volumes: Volumes
     secrets: Secrets
+    releases: Releases
     authenticator: Authenticator
     images: ImageInfo
     settings: AgentSettings

@@ -1,11 +1,14 @@
-"""What the API needs of apps, volumes and secrets; castoff.lifecycle has them. Times are Unix milliseconds, sizes bytes."""
+"""What the API needs of apps, volumes, secrets and releases; castoff.lifecycle has them.
+
+Times are Unix milliseconds, sizes bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-__all__ = ["App", "Apps", "Secret", "Secrets", "Snapshot", "Volume", "Volumes"]
+__all__ = ["App", "Apps", "Release", "Releases", "Secret", "Secrets", "Snapshot", "Volume", "Volumes"]
 
 
 class App(Protocol):
@@ -192,4 +195,66 @@ class Secrets(Protocol):
 
     async def set(self, app: str, values: Mapping[str, str | None]) -> int:
         """Sets some and removes those that are None; the new version of the app's secrets."""
+        ...
+
+
+class Release(Protocol):
+    """What ``flyctl deploy`` writes down of a deployment."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def app(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def image(self) -> str: ...
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def definition(self) -> Mapping[str, Any]: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def created(self) -> int: ...
+    @property
+    def in_progress(self) -> bool: ...
+
+
+class Releases(Protocol):
+    """The releases of all apps."""
+
+    async def list(self, app: str, *, limit: int) -> Sequence[Release]:
+        """Those of an app, the newest first."""
+        ...
+
+    async def current(self, app: str) -> Release | None:
+        """An app's newest one."""
+        ...
+
+    async def newest(self) -> Sequence[Release]:
+        """The newest one of each app."""
+        ...
+
+    async def get(self, id: str) -> Release:
+        """One.
+
+        Raises:
+            NotFound: There is none.
+        """
+        ...
+
+    async def create(self, app: str, *, image: str, strategy: str, definition: Mapping[str, Any], owner: str) -> Release:
+        """Writes one down, ``pending``."""
+        ...
+
+    async def set_status(self, id: str, status: str) -> Release:
+        """Tells how one fares.
+
+        Raises:
+            NotFound: There is none.
+            Invalid: ``status`` is no word.
+        """
         ...

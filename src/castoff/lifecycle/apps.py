@@ -82,7 +82,7 @@ class Apps:
         return app
 
     async def delete(self, name: str, *, used: Callable[[], str]) -> None:
-        """Deletes an app and its secrets.
+        """Deletes an app, its secrets and its releases.
 
         Args:
             name: Its name.
@@ -95,7 +95,7 @@ class Apps:
         self.get(name)
 
         def remove(connection: sqlite3.Connection) -> None:
-            for table in ("secrets", "secret_versions"):
+            for table in ("secrets", "secret_versions", "releases"):
                 connection.execute(f"DELETE FROM {table} WHERE app = ?", (name,))
             connection.execute("DELETE FROM apps WHERE name = ?", (name,))
 

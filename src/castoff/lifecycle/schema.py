@@ -56,5 +56,11 @@ STEPS: Final = (
         expires INTEGER, created INTEGER NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE releases (
+        id TEXT PRIMARY KEY, app TEXT NOT NULL, version INTEGER NOT NULL, image TEXT NOT NULL, strategy TEXT NOT NULL,
+        status TEXT NOT NULL, definition TEXT NOT NULL, owner TEXT NOT NULL, created INTEGER NOT NULL, UNIQUE (app, version)
+    ) STRICT;
+    """,
 )
 """SQL scripts, each applied once, in order. Published ones are never changed; a change is a new step."""

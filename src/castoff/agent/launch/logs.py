@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -105,6 +106,14 @@ class Logs:
             more, place = await asyncio.to_thread(_more, directory, place)
             for line in more:
                 yield line
+
+    def tail(self, machine: str, count: int) -> Sequence[LogLine]:
+        """The last lines of a machine's log. Reads the disk at once: not for an event loop."""
+        return _tail(self.path(machine), min(count, _MOST_TAIL))[0]
+
+    def since(self, machine: str, time: int, *, most: int) -> Sequence[LogLine]:
+        """The first lines of a machine's log of ``time`` (Unix milliseconds) or later. Reads the disk at once."""
+        return list(itertools.islice(_since(self.path(machine), time), most))
 
 
 class LogWriter:
@@ -265,6 +274,32 @@ def _more(directory: Path, place: tuple[int, int]) -> tuple[list[LogLine], tuple
             file.close()
 
 
+def _since(directory: Path, time: int) -> Iterator[LogLine]:
+    """Lines that were written at ``time`` or later, in their order."""
+    files = _files(directory)
+    try:
+        for file in files:
+            if os.fstat(file.fileno()).st_mtime * 1000 < time:
+                continue
+            _go_back(file, time)
+            yield from (line for line in _lines(file) if line.timestamp >= time)
+    finally:
+        for file in files:
+            file.close()
+
+
+def _go_back(file: BinaryIO, time: int) -> None:
+    """Goes to a line from before ``time``, or to the file's begin; from the end on, as what is asked for is mostly new."""
+    start = file.seek(0, os.SEEK_END)
+    while start > _PIECE:
+        start -= _PIECE
+        file.seek(start)
+        file.readline()  # the rest of one
+        if any(line.timestamp < time for line in _lines([file.readline()])):
+            return
+    file.seek(0)
+
+
 def _files(directory: Path) -> list[BinaryIO]:
     """The oldest first. Opened from the newest on: one that is turned over meanwhile is met again, and known by its inode."""
     files: dict[int, BinaryIO] = {}
@@ -276,7 +311,7 @@ def _files(directory: Path) -> list[BinaryIO]:
     return list(reversed(files.values()))
 
 
-def _lines(lines: list[bytes]) -> Iterator[LogLine]:
+def _lines(lines: Iterable[bytes]) -> Iterator[LogLine]:
     for line in lines:
         with contextlib.suppress(msgspec.MsgspecError):  # a line that a crash of the host cut
             yield msgspec.json.decode(line, type=LogLine)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from castoff.api.graphql.document import Field
 
-__all__ = ["Resolver", "select"]
+__all__ = ["Json", "Resolver", "select"]
 
 Resolver = Callable[[Mapping[str, Any]], Coroutine[Any, Any, Any]]
 """A value that is made when it is asked for, from the field's arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A value of the scalar type JSON: given out whole, and nothing of it can be selected."""
+
+    value: Any
 
 
 async def select(value: Any, selection: tuple[Field, ...]) -> Any:
@@ -20,6 +28,8 @@ async def select(value: Any, selection: tuple[Field, ...]) -> Any:
         value: A mapping by field name, whose values may be resolvers; a list of such; None; or a scalar.
         selection: The fields; empty for a scalar.
     """
+    if isinstance(value, Json):
+        return value.value
     if value is None or not selection:
         return None if isinstance(value, Mapping) else value
     if isinstance(value, list):

@@ -75,9 +75,16 @@ async def delete_app(request: web.Request) -> web.Response:
     return json_answer({"ok": True}, status=202)
 
 
+async def list_addresses(request: web.Request) -> web.Response:
+    """GET /apps/{app}/ip_assignments: there is no proxy that had any."""
+    request.app[PARTS].apps.get(request.match_info["app"])
+    return json_answer({"ips": []})
+
+
 ROUTES: Final = (
     web.get("/v1/apps", list_apps),
     web.post("/v1/apps", create_app),
     web.get("/v1/apps/{app}", show_app),
     web.delete("/v1/apps/{app}", delete_app),
+    web.get("/v1/apps/{app}/ip_assignments", list_addresses),
 )

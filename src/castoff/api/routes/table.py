@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import web
 
-from castoff.api.routes import apps, flyctl, leases, machines, observe, organizations, secrets, unserved, volumes
+from castoff.api.routes import apps, flyctl, leases, machines, observe, organizations, releases, secrets, unserved, volumes
 
 __all__ = ["ROUTES"]
 
@@ -19,5 +19,6 @@ ROUTES: Final[tuple[web.RouteDef, ...]] = (
     *secrets.ROUTES,
     *organizations.ROUTES,
     *flyctl.ROUTES,
+    *releases.ROUTES,
     *unserved.ROUTES,
 )

@@ -22,7 +22,6 @@ UNSERVED: Final = MappingProxyType(
         ("GET", f"{_APP}/machines/{{id}}/memory"): _NO_MEMORY,
         ("PUT", f"{_APP}/machines/{{id}}/memory"): _NO_MEMORY,
         ("POST", f"{_APP}/machines/{{id}}/memory/reclaim"): _NO_MEMORY,
-        ("GET", f"{_APP}/ip_assignments"): _NO_PROXY,
         ("POST", f"{_APP}/ip_assignments"): _NO_PROXY,
         ("DELETE", f"{_APP}/ip_assignments/{{ip}}"): _NO_PROXY,
         ("GET", f"{_APP}/certificates"): _NO_PROXY,
