@@ -50,7 +50,7 @@ class Images:
         if "missing" in reference:
             raise NotFound(f"there is no image {reference}")
         digest = "sha256:" + "a" * 64
-        return ImageDescription(reference=f"{reference}@{digest}", digest=digest, size=1234, annotations={})
+        return ImageDescription(reference=reference.partition("@")[0], digest=digest, size=1234, annotations={})
 
 
 @dataclass

@@ -75,5 +75,6 @@ async def test_volumes(api: Api) -> None:
     await api.ask("GET", f"/v1/apps/other/volumes/{volume['id']}", status=404)
     assert (await api.ask("DELETE", one))["id"] == volume["id"]
     await api.ask("GET", one, status=404)
-    for body in ({"name": "x", "size_gb": 0}, {"size_gb": 1}, {"name": "x", "size_gb": "1"}):
+    for body in ({"name": "x", "size_gb": -1}, {"size_gb": 1}, {"name": "x", "size_gb": "1"}):
         await api.ask("POST", url, body, status=400)
+    assert (await api.ask("POST", url, {"name": "x", "size_gb": 0}))["size_gb"] == 1  # as flyctl says that it means none

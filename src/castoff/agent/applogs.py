@@ -33,6 +33,14 @@ _HELD: Final = 5
 """Times that an empty page is looked for again before it is given: flyctl, which got one, comes again eight times a second."""
 _TOKEN: Final = re.compile(r"([0-9]{1,15})-([0-9]{1,9})\Z")
 
+_MOST_AT_ONCE: Final = 1_000_000
+"""Lines of one time, of which a log has not so many."""
+
+_Place = tuple[int, int]
+"""A time, and how many lines of it were given."""
+_Line = tuple[str, LogLine]
+"""A machine's id, and what it wrote."""
+
 
 def app_log_routes(logs: Logs) -> Register:
     """``GET /api/v1/apps/{app}/logs?next_token=TOKEN&instance=ID&region=CODE``."""
@@ -44,21 +52,17 @@ def app_log_routes(logs: Logs) -> Register:
         machines = [parts.machines.get(app.name, wanted)] if wanted else parts.machines.list(app.name)
         region = request.query.get("region") or None
         ids = [machine.id for machine in machines if region in (None, machine.region)]
-        since, given = _place(request.query.get("next_token", ""))
-        found = await asyncio.to_thread(_page, logs, ids, since, given)
+        place = _place(request.query.get("next_token", ""))
+        found = await asyncio.to_thread(_page, logs, ids, place)
         for _ in range(_HELD):
             if found or request.transport is None or request.transport.is_closing():
                 break
             await asyncio.sleep(_POLL)
-            found = await asyncio.to_thread(_page, logs, ids, since, given)
+            found = await asyncio.to_thread(_page, logs, ids, place)
         if found:
-            last = found[-1][1].timestamp
-            same = sum(line.timestamp == last for _, line in found)
-            since, given = last, same + (given if last == since else 0)
-        token = f"{since}-{given}" if since else ""
-        return json_answer(
-            {"data": [_document(id, line, parts.settings.region) for id, line in found], "meta": {"next_token": token}}
-        )
+            place = await asyncio.to_thread(_end, logs, ids, place, found)
+        lines = [_document(id, line, parts.settings.region) for id, line in found]
+        return json_answer({"data": lines, "meta": {"next_token": f"{place[0]}-{place[1]}" if place[0] else ""}})
 
     def add(app: web.Application) -> None:
         app.router.add_get(_PATH, read)
@@ -66,8 +70,8 @@ def app_log_routes(logs: Logs) -> Register:
     return add
 
 
-def _place(token: str) -> tuple[int, int]:
-    """The time, and the lines of that time that were given already."""
+def _place(token: str) -> _Place:
+    """Where the page before ended."""
     if not token:
         return 0, 0
     match = _TOKEN.match(token)
@@ -76,8 +80,9 @@ def _place(token: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _page(logs: Logs, machines: Sequence[str], since: int, given: int) -> Sequence[tuple[str, LogLine]]:
-    """In the order of times, then of machines: what comes after the first ``given`` lines of the time ``since``."""
+def _page(logs: Logs, machines: Sequence[str], place: _Place) -> Sequence[_Line]:
+    """What comes behind a place, in the order of times, then of machines; the newest lines where it is none."""
+    since, given = place
     until = milliseconds() - _SETTLES
     lines = [
         (line.timestamp, number, machine, line)
@@ -86,9 +91,16 @@ def _page(logs: Logs, machines: Sequence[str], since: int, given: int) -> Sequen
         if line.timestamp <= until
     ]
     lines.sort(key=lambda found: found[:2])
-    same = min(given, sum(found[0] == since for found in lines))
-    rest = lines[same:][:_PAGE] if since else lines[-_FIRST:]
+    rest = lines[min(given, sum(found[0] == since for found in lines)) :][:_PAGE] if since else lines[-_FIRST:]
     return [(machine, line) for _, _, machine, line in rest]
+
+
+def _end(logs: Logs, machines: Sequence[str], place: _Place, page: Sequence[_Line]) -> _Place:
+    """Where a page ends that came behind ``place``."""
+    last = page[-1][1].timestamp
+    if not place[0]:  # it has the end of the log, and maybe not all lines of that time
+        return last, sum(line.timestamp == last for id in machines for line in logs.since(id, last, most=_MOST_AT_ONCE))
+    return last, sum(line.timestamp == last for _, line in page) + (place[1] if last == place[0] else 0)
 
 
 def _document(machine: str, line: LogLine, region: str) -> dict[str, Any]:

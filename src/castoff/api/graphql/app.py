@@ -38,6 +38,8 @@ def organization_fields(parts: Parts) -> dict[str, Any]:
         "remoteBuilderImage": "",
         "remoteBuilderApp": None,
         "members": _NONE,
+        "wireGuardPeers": _NONE,
+        "limitedAccessTokens": _NONE,
         "addOns": _NONE,
     }
 
@@ -73,6 +75,7 @@ def app_fields(parts: Parts, grant: Grant, name: str) -> dict[str, Any]:
         "egressIpAddresses": _NONE,
         "ipAddresses": _NONE,
         "certificates": _NONE,
+        "limitedAccessTokens": _NONE,
         "services": [],
         **_resolvers(parts, found),
     }

@@ -54,6 +54,9 @@ def query_root(parts: Parts, grant: Grant) -> dict[str, Any]:
     async def nearest_region(_: Mapping[str, Any]) -> dict[str, Any]:
         return _region(parts)
 
+    async def viewer(_: Mapping[str, Any]) -> dict[str, Any]:
+        return {"id": grant.name, "name": grant.name, "email": grant.name, "enablePaidHobby": False}
+
     async def platform(_: Mapping[str, Any]) -> dict[str, Any]:
         return {"requestRegion": parts.settings.region, "regions": [_region(parts)]}
 
@@ -67,6 +70,7 @@ def query_root(parts: Parts, grant: Grant) -> dict[str, Any]:
         "organization": organization,
         "nearestRegion": nearest_region,
         "platform": platform,
+        "viewer": viewer,
     }
 
 

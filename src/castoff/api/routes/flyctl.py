@@ -14,6 +14,7 @@ from castoff.api.answer import json_answer
 from castoff.api.auth import grant_of
 from castoff.api.graphql.document import parse
 from castoff.api.graphql.execute import select
+from castoff.api.graphql.mutations import mutation_root, refused_mutation
 from castoff.api.graphql.schema import query_root
 from castoff.api.parts import PARTS, Parts
 from castoff.api.routes.apps import check_organization
@@ -41,10 +42,12 @@ async def graphql(request: web.Request) -> web.Response:
     wanted = await body.read(request, _Query)
     try:
         operation = parse(wanted.query, wanted.variables or {})
-        if operation.kind != "query":
-            raise Unsupported("castoff's GraphQL has queries alone", hint="the Machines API changes things")
-        root = query_root(request.app[PARTS], grant_of(request))
+        changes = operation.kind == "mutation"
+        parts, grant = request.app[PARTS], grant_of(request)
+        root = mutation_root(parts, grant) if changes else query_root(parts, grant)
         unknown = [field.name for field in operation.selection if field.name not in root]
+        if unknown and changes:
+            raise refused_mutation(unknown[0])
         if unknown:
             raise Unsupported(f"castoff's GraphQL has no {unknown[0][:64]!r}", hint="docs/compatibility.md has what is served")
         return json_answer({"data": await select(root, operation.selection)})

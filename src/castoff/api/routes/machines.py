@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
 from castoff.api import body
 from castoff.api.answer import json_answer, ok
 from castoff.api.auth import grant_of
-from castoff.api.parts import PARTS
+from castoff.api.parts import PARTS, Parts
 from castoff.api.wire.image import check_image
 from castoff.api.wire.machine import MachineViews, machine_document, summary_document
 from castoff.api.wire.requests import ExecBody, MachineBody, SignalBody, StopBody
 from castoff.api.wire.signals import parse_signal
-from castoff.errors import Invalid
+from castoff.api.wire.volume import gigabytes
+from castoff.errors import Invalid, NotFound
 from castoff.lifecycle.config import MachineConfig, parse_config
 from castoff.lifecycle.launcher import ExecRequest
 from castoff.lifecycle.machines import Machines
@@ -54,7 +55,7 @@ async def list_machines(request: web.Request) -> web.Response:
     metadata = {key.removeprefix(_METADATA): value for key, value in request.query.items() if key.startswith(_METADATA)}
     found = parts.machines.list(
         app,
-        include_deleted=body.flag(request, "include_deleted"),
+        include_deleted=request.query.get("include_deleted") == "" or body.flag(request, "include_deleted"),  # fly-admin's way
         region=request.query.get("region") or None,
         states=states_of(request),
         metadata=metadata,
@@ -84,8 +85,8 @@ async def create_machine(request: web.Request) -> web.Response:
     machine = await parts.machines.create(
         app,
         CreateRequest(
-            document=wanted.config,
             config=_config(request, wanted),
+            document=_document(parts, app, wanted.config),
             name=wanted.name or None,
             region=wanted.region or None,
             skip_launch=bool(wanted.skip_launch),
@@ -106,6 +107,21 @@ def _config(request: web.Request, wanted: MachineBody) -> MachineConfig:
     return config
 
 
+def _document(parts: Parts, app: str, config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, of which it is known that it can be read, as it is kept and shown: each mount tells its volume's name and
+    size, from which ``flyctl machine clone`` and ``flyctl scale count`` make further volumes."""
+    mounts = config.get("mounts")
+    return {**config, "mounts": [_mount(parts, app, mount) for mount in mounts]} if mounts else config
+
+
+def _mount(parts: Parts, app: str, mount: dict[str, Any]) -> dict[str, Any]:
+    try:
+        volume = parts.volumes.get(app, mount["volume"])
+    except NotFound:
+        return mount  # whoever makes the machine says so, and what else it would need
+    return {**mount, "name": volume.name, "size_gb": gigabytes(volume), "encrypted": False}
+
+
 async def show_machine(request: web.Request) -> web.Response:
     """GET /machines/{id}."""
     return json_answer(request.app[VIEWS].view(_machines(request).get(*_names(request))))
@@ -117,8 +133,8 @@ async def update_machine(request: web.Request) -> web.Response:
     machine = await _machines(request).update(
         *_names(request),
         UpdateRequest(
-            document=wanted.config,
             config=_config(request, wanted),
+            document=_document(request.app[PARTS], request.match_info["app"], wanted.config),
             current_version=wanted.current_version or None,
             skip_launch=bool(wanted.skip_launch),
             skip_service_registration=bool(wanted.skip_service_registration),
@@ -162,13 +178,16 @@ async def suspend_machine(request: web.Request) -> web.Response:
 
 
 async def restart_machine(request: web.Request) -> web.Response:
-    """POST /machines/{id}/restart: ``timeout`` is a Go duration, or seconds."""
-    timeout = request.query.get("timeout", "")
+    """POST /machines/{id}/restart: ``timeout`` is a Go duration, or seconds; in the query, or as fly-admin has it in the body."""
+    wanted = await body.read(request, StopBody)
+    timeout = request.query.get("timeout") or wanted.timeout
+    if isinstance(timeout, str) and timeout.isascii() and timeout.isdigit():
+        timeout = f"{timeout}s"
     await _machines(request).restart(
         *_names(request),
         force=body.flag(request, "force_stop"),
-        signal=parse_signal(request.query.get("signal")),
-        timeout=body.duration(f"{timeout}s" if timeout.isascii() and timeout.isdigit() else timeout, "query: timeout"),
+        signal=parse_signal(request.query.get("signal") or wanted.signal),
+        timeout=body.duration(timeout, "timeout"),
         nonce=_nonce(request),
     )
     return ok()

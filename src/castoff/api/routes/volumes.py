@@ -43,7 +43,7 @@ async def create_volume(request: web.Request) -> web.Response:
     volume = await parts.volumes.create(
         app,
         wanted.name,
-        size=None if wanted.size_gb is None else wanted.size_gb * _GB,
+        size=wanted.size_gb * _GB if wanted.size_gb else None,
         fstype=wanted.fstype or "ext4",
         snapshot=wanted.snapshot_id or None,
         source=wanted.source_volume_id or None,

@@ -95,10 +95,10 @@ class AppBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VolumeBody(msgspec.Struct, frozen=True, kw_only=True):
-    """To make a volume."""
+    """To make a volume. flyctl sends ``size_gb`` 0 where it means none."""
 
     name: Name
-    size_gb: Annotated[int, Meta(ge=1, le=16 * 1024)] | None = None
+    size_gb: Annotated[int, Meta(ge=0, le=16 * 1024)] | None = None
     region: Name | None = None
     encrypted: bool | None = None
     fstype: Name | None = None

@@ -7,10 +7,15 @@ from typing import Any
 from castoff.api.answer import moment
 from castoff.api.ports import Snapshot, Volume
 
-__all__ = ["snapshot_document", "volume_document"]
+__all__ = ["gigabytes", "snapshot_document", "volume_document"]
 
 _BLOCK = 4096
 _GB = 1024**3
+
+
+def gigabytes(volume: Volume) -> int:
+    """Its size as clients have it, rounded up."""
+    return -(-volume.size // _GB)
 
 
 def volume_document(volume: Volume) -> dict[str, Any]:
@@ -20,7 +25,7 @@ def volume_document(volume: Volume) -> dict[str, Any]:
         "id": volume.id,
         "name": volume.name,
         "state": volume.state,
-        "size_gb": -(-volume.size // _GB),
+        "size_gb": gigabytes(volume),
         "region": volume.region,
         "zone": volume.region,
         "encrypted": False,
