@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -139,21 +139,32 @@ def recording(timeline: Timeline) -> Iterator[Timeline]:
         _timeline.reset(token)
 
 
-@contextmanager
-def step(name: str, *, total: int | None = None, **attributes: Any) -> Iterator[Step]:
+def step(name: str, *, total: int | None = None, **attributes: Any) -> AbstractContextManager[Step]:
     """Times the block as one step of the current timeline; an exception marks it failed and goes on."""
-    timeline = _timeline.get()
-    if timeline is None or timeline.is_full:
-        yield Step(0, None, name, 0.0, total=total, attributes=attributes)
-        return
-    current = timeline.begin(name, parent=_parent.get(), total=total, **attributes)
-    token = _parent.set(current.id)
-    try:
-        yield current
-    except BaseException as error:
-        timeline.end(current, error)
-        raise
-    else:
-        timeline.end(current)
-    finally:
-        _parent.reset(token)
+    return _Timed(name, total, attributes)
+
+
+class _Timed(AbstractContextManager[Step]):
+    """A class, since a generator costs as much again as all else of a step, and a create has a dozen."""
+
+    __slots__ = ("_attributes", "_name", "_step", "_timeline", "_token", "_total")
+
+    def __init__(self, name: str, total: int | None, attributes: dict[str, Any]) -> None:
+        self._name, self._total, self._attributes = name, total, attributes
+        self._timeline: Timeline | None = None
+
+    def __enter__(self) -> Step:
+        timeline = _timeline.get()
+        if timeline is None or timeline.is_full:
+            return Step(0, None, self._name, 0.0, total=self._total, attributes=self._attributes)
+        self._timeline = timeline
+        self._step = timeline.begin(self._name, parent=_parent.get(), total=self._total, **self._attributes)
+        self._token = _parent.set(self._step.id)
+        return self._step
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._timeline is not None:
+            try:
+                self._timeline.end(self._step, error)
+            finally:
+                _parent.reset(self._token)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from castoff.errors import Invalid
+from castoff.errors import Internal, Invalid
+from castoff.fakes.launcher import World
+from castoff.lifecycle.config import parse_config
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.durations import seconds
 from castoff.lifecycle.ids import Ulids
+from castoff.lifecycle.machines import CreateRequest
 from castoff.lifecycle.schema import STEPS
+from castoff.lifecycle.secrets import Secrets
+from castoff.lifecycle.states import State
+from lifecycle import opened
 
 
 def _app(name: str) -> str:
@@ -89,3 +97,58 @@ def test_what_is_no_duration(text: str) -> None:
 def test_durations() -> None:
     """Go's strings with several units, and nanoseconds."""
     assert [seconds("1m30s"), seconds("1.5s"), seconds("0"), seconds(2_000_000_000)] == [90.0, 1.5, 0.0, 2.0]
+
+
+def _add_apps(connection: sqlite3.Connection, names: Sequence[str]) -> None:
+    connection.executemany(
+        "INSERT INTO apps VALUES (?, (SELECT count(*) FROM apps), 'personal', 'default', 0)", [(n,) for n in names]
+    )
+
+
+async def test_rows_that_are_written_together_fail_alone(tmp_path: Path) -> None:
+    """Of 100 rows queued at once, between which others wait, the one that breaks a rule is told so; all others are there."""
+    async with Database.open(tmp_path / "castoff.db") as database:
+        await database.write(lambda connection: connection.execute(_app("a50")).rowcount)
+        rows = [database.add(_add_apps, f"a{number}") for number in range(100)]
+        other = database.write(lambda connection: connection.execute(_app("b")).rowcount)
+        results = await asyncio.gather(*rows[:70], other, *rows[70:], return_exceptions=True)
+        assert [type(result) for result in results if result not in (None, 1)] == [Internal]
+        assert isinstance(results[50], Internal)
+        assert await database.read(_count) == 101
+
+
+async def test_changes_of_a_machine_that_wait_together_are_written_in_order(tmp_path: Path) -> None:
+    """Changes that were queued at once, of which the last one counts: what is read back is what was in memory, with its events
+    and with strings that JSON or SQLite could mistake."""
+    document = {"image": "x", "env": {"A": 'quote " \\ \U0001f600 []{}'}, "of a later castoff": "\0", "metadata": {}}
+    async with opened(tmp_path, World()) as machines:
+        made = await machines.create("app", CreateRequest(document=document, config=parse_config(document), lease_ttl=60))
+        await machines.wait("app", made.id, states=(State.STARTED,))
+        changes = [machines.set_metadata("app", made.id, {f"k{number}": str(number)}) for number in range(60)]
+        await asyncio.gather(*changes, machines.cordon("app", made.id, nonce=made.lease.nonce if made.lease else None))
+        before = machines.get("app", made.id)
+        assert len(before.metadata) == 60
+    async with opened(tmp_path, World()) as machines:
+        after = msgspec.structs.replace(machines.get("app", made.id), state=before.state)
+        events = {event.id for event in before.events}
+        assert [event for event in after.events if event.id in events] == list(before.events)
+        assert (after.document, after.lease, after.cordoned) == (before.document, before.lease, True)
+
+
+async def test_secrets_are_looked_up_once_and_never_told_old(tmp_path: Path) -> None:
+    """What was set is what a start gets, also where whoever set it was cancelled, or the app was deleted and made anew."""
+    async with Database.open(tmp_path / "castoff.db") as database:
+        secrets = Secrets(database)
+        assert await secrets.values("app") == {}
+        await secrets.set("app", {"A": "1"})
+        assert await secrets.values("app") == {"A": "1"}
+        setting = asyncio.create_task(secrets.set("app", {"A": "2"}))
+        await asyncio.sleep(0)
+        setting.cancel()
+        await asyncio.gather(setting, return_exceptions=True)
+        await database.write(lambda connection: None)
+        await asyncio.sleep(0)
+        assert await secrets.values("app") == {"A": "2"}
+        await database.write(lambda connection: connection.execute("DELETE FROM secrets").rowcount)
+        secrets.forget("app")
+        assert await secrets.values("app") == {}

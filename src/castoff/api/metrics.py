@@ -85,6 +85,9 @@ class Metrics:
             registry=registry,
         )
         self._names: set[str] = set()
+        # Looking a label's values up costs as much as several observations.
+        self._seen_steps: dict[tuple[str, str], Histogram] = {}
+        self._seen_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         for outcome in ("complete", "failed"):
             self._creates.labels(outcome)  # 0 rather than absent: rates need a first value
         for code in Code:
@@ -96,7 +99,14 @@ class Metrics:
         """A step that ended is observed."""
         if step.ended is None:
             return
-        self._steps.labels(self._name(step.name), step.state).observe(max(0.0, step.ended - step.started))
+        labels = (step.name, step.state)
+        seen = self._seen_steps.get(labels)
+        if seen is None:
+            known = self._name(step.name)
+            seen = self._steps.labels(known, step.state)
+            if known != OTHER:
+                self._seen_steps[labels] = seen
+        seen.observe(max(0.0, step.ended - step.started))
         if step.name in _SOURCES:
             self._sources.labels(_SOURCES[step.name]).inc(max(0, step.done))
 
@@ -129,8 +139,12 @@ class Metrics:
             resource = request.match_info.route.resource
             route = "unknown" if resource is None else resource.canonical
             method = request.method if request.method in _METHODS else OTHER
-            self._requests.labels(method, route, str(status)).inc()
-            self._request_seconds.labels(route).observe(time.monotonic() - began)
+            seen = self._seen_requests.get((method, route, status))
+            if seen is None:
+                seen = self._requests.labels(method, route, str(status)), self._request_seconds.labels(route)
+                self._seen_requests[method, route, status] = seen
+            seen[0].inc()
+            seen[1].observe(time.monotonic() - began)
 
     def watch(self, machines: Fleet, stream: MachineStream) -> None:
         """Machines and browsers are counted at every scrape from now on."""

@@ -197,6 +197,9 @@ class Secrets(Protocol):
         """Sets some and removes those that are None; the new version of the app's secrets."""
         ...
 
+    def forget(self, app: str) -> None:
+        """The app was deleted, and its secrets with it."""
+        ...
 
 class Release(Protocol):
     """What ``flyctl deploy`` writes down of a deployment."""

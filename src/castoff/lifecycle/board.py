@@ -13,7 +13,7 @@ from castoff.errors import NotFound
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.ids import Ulids, milliseconds
 from castoff.lifecycle.model import Change, Event, Machine, Waited, WaitTimeout
-from castoff.lifecycle.rows import KEPT_EVENTS, delete_machine, load_machines, save_machine
+from castoff.lifecycle.rows import KEPT_EVENTS, delete_machine, load_machines, save_machines
 from castoff.lifecycle.states import State, check_transition
 
 __all__ = ["Board"]
@@ -106,7 +106,7 @@ class Board:
             return after
 
     async def _write(self, after: Machine, before: Machine | None) -> None:
-        await self.database.write(lambda connection: save_machine(connection, after, before))
+        await self.database.add(save_machines, (after, before))
         self._keep(after)
         self._tell(Change(machine=after))
 

@@ -1,7 +1,9 @@
 """The agent's SQLite file: one thread writes, what is queued meanwhile is committed together.
 
 A write is acknowledged when its transaction is on disk. Two hundred creates at once are a few transactions and not two hundred:
-while one is being flushed, the next gathers. Each write has a savepoint of its own, so one that fails fails alone.
+while one is being flushed, the next gathers. One that fails fails alone. Rows that are written by the same function are handed to
+it together (:meth:`Database.add`): each statement gives the interpreter's lock away and has to wait for it again, for
+milliseconds where the event loop is busy, so there must be few. The loop is woken once for a whole transaction.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,9 +26,28 @@ from castoff.lifecycle.schema import STEPS
 __all__ = ["Database"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _BATCH: Final = 512
 """Writes in one transaction at most."""
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    """One write, and its answer: ``work`` alone, or ``row`` of what ``save`` takes many of."""
+
+    answer: asyncio.Future[Any]
+    work: Callable[[sqlite3.Connection], Any] | None = None
+    save: Callable[[sqlite3.Connection, Sequence[Any]], None] | None = None
+    row: Any = None
+    result: Any = None
+    error: BaseException | None = None
+
+    def do(self, connection: sqlite3.Connection) -> None:
+        if self.work is not None:
+            self.result = self.work(connection)
+        elif self.save is not None:
+            self.save(connection, (self.row,))
 
 
 class Database:
@@ -36,7 +58,8 @@ class Database:
         self._writer = writer
         self._reader = reader
         self._reading = threading.Lock()
-        self._queue: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._write_all, name="database", daemon=True)
 
@@ -49,7 +72,7 @@ class Database:
             Invalid: It is no database, or a newer castoff's.
             Internal: It cannot be read or written.
         """
-        database = await asyncio.to_thread(cls._open, path)
+        database = cls(path, *await asyncio.to_thread(cls._open, path))
         database._thread.start()
         try:
             yield database
@@ -61,7 +84,7 @@ class Database:
             database._reader.close()
 
     @classmethod
-    def _open(cls, path: Path) -> Database:
+    def _open(cls, path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         with _errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -70,7 +93,7 @@ class Database:
                 _bring_up(writer, path)
                 reader = _connect(path)
                 undo.pop_all()
-            return cls(path, writer, reader)
+            return writer, reader
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Does ``work`` in the writing thread; returns when what it wrote is on disk.
@@ -81,11 +104,24 @@ class Database:
             CastoffError: The disk refused, or what ``work`` raised.
             Unavailable: The database was closed.
         """
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._put(_Write(answer, work=work))
+        return await answer
+
+    async def add(self, save: Callable[[sqlite3.Connection, Sequence[R]], None], row: R) -> None:
+        """As :meth:`write`, for a row that ``save`` writes together with others that wait beside it.
+
+        Raises:
+            CastoffError: As :meth:`write`.
+        """
+        answer: asyncio.Future[None] = self._loop.create_future()
+        self._put(_Write(answer, save=save, row=row))
+        await answer
+
+    def _put(self, write: _Write) -> None:
         if self._closed:
             raise Unavailable(f"{self._path} is closed", hint="the agent ends: ask its successor")
-        answer: Future[T] = Future()
-        self._queue.put((work, answer))
-        return await asyncio.wrap_future(answer)
+        self._queue.put(write)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Does ``work``, which only reads, in a thread, on what is committed."""
@@ -112,38 +148,54 @@ class Database:
                     batch.append(following)
             self._commit(batch)
 
-    def _commit(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], Future[Any]]]) -> None:
-        done: list[tuple[Future[Any], Any]] = []
-        for _, answer in batch:
-            answer.set_running_or_notify_cancel()  # from here on nobody can cancel it, which would end this thread
+    def _commit(self, batch: list[_Write]) -> None:
         try:
             with _errors(self._path):
                 self._writer.execute("BEGIN IMMEDIATE")
-                for work, answer in batch:
-                    self._one(work, answer, done)
+                for save, writes in groupby(batch, key=lambda write: write.save):
+                    self._many(list(writes), save)
                 self._writer.execute("COMMIT")
         except CastoffError as error:
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
-            return
-        for answer, result in done:
-            if not answer.cancelled():
-                answer.set_result(result)
+            for write in batch:
+                write.error = write.error or error
+        self._loop.call_soon_threadsafe(_answer, batch)
 
-    def _one(self, work: Callable[[sqlite3.Connection], Any], answer: Future[Any], done: list[tuple[Future[Any], Any]]) -> None:
+    def _many(self, writes: list[_Write], save: Callable[[sqlite3.Connection, Sequence[Any]], None] | None) -> None:
+        """Together; one by one where that fails, or they are works of their own."""
+        if save is not None and len(writes) > 1:
+            with contextlib.suppress(Exception), self._savepoint():  # whose fault it is shows below
+                save(self._writer, [write.row for write in writes])
+                return
+        for write in writes:
+            try:
+                with _errors(self._path), self._savepoint():
+                    write.do(self._writer)
+            except Exception as error:  # what the caller's own code raised is the caller's
+                write.error = error
+
+    @contextlib.contextmanager
+    def _savepoint(self) -> Iterator[None]:
         self._writer.execute("SAVEPOINT one")
         try:
-            with _errors(self._path):
-                done.append((answer, work(self._writer)))
-        except Exception as error:  # what the caller's own code raised is the caller's
+            yield
+        except BaseException:
             self._writer.execute("ROLLBACK TO one")
-            if not answer.cancelled():
-                answer.set_exception(error)
+            raise
         finally:
             self._writer.execute("RELEASE one")
+
+
+def _answer(batch: Iterable[_Write]) -> None:
+    """On the loop: whoever was cancelled meanwhile waits no longer."""
+    for write in batch:
+        if write.answer.done():
+            continue
+        if write.error is not None:
+            write.answer.set_exception(write.error)
+        else:
+            write.answer.set_result(write.result)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

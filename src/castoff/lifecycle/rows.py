@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -13,7 +13,7 @@ from castoff.lifecycle.model import Event, Lease, Machine
 from castoff.lifecycle.states import State
 from castoff.machine.model import MachineId
 
-__all__ = ["KEPT_EVENTS", "delete_machine", "load_machines", "read_versions", "save_machine"]
+__all__ = ["KEPT_EVENTS", "delete_machine", "load_machines", "read_versions", "save_machines"]
 
 _KEPT_VERSIONS: Final = 50
 KEPT_EVENTS: Final = 50
@@ -75,41 +75,72 @@ def _machines(connection: sqlite3.Connection, events: dict[str, list[Event]], le
         )
 
 
-def save_machine(connection: sqlite3.Connection, machine: Machine, before: Machine | None) -> None:
-    """Writes what distinguishes ``machine`` from ``before``, its value that was written last."""
-    connection.execute(
-        "INSERT INTO machines VALUES (:id, :app, :name, :region, :state, :version, :digest, :cordoned, :restarts, :wanted,"
-        " :created, :updated, :started) ON CONFLICT (id) DO UPDATE SET state = :state, version = :version, digest = :digest,"
-        " cordoned = :cordoned, restarts = :restarts, wanted = :wanted, updated = :updated, started = :started",
-        {field: getattr(machine, field) for field in _COLUMNS},
-    )
-    if before is None or before.document is not machine.document:
-        config = msgspec.json.encode(machine.document).decode()
-        connection.execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?)", (machine.id, machine.version, config))
-        connection.execute(
-            "DELETE FROM versions WHERE machine = ?1 AND version <= (SELECT version FROM versions WHERE machine = ?1"
-            " ORDER BY version DESC LIMIT 1 OFFSET ?2)",
-            (machine.id, _KEPT_VERSIONS),
-        )
+def save_machines(connection: sqlite3.Connection, changes: Sequence[tuple[Machine, Machine | None]]) -> None:
+    """Writes what distinguishes each machine from its value that was written last, None for a new one; in order.
+
+    One statement a table, whose rows are a JSON text that SQLite takes apart by itself: see castoff.lifecycle.database. Documents
+    are strings in it, so nothing in them is SQLite's to understand.
+    """
+    _insert(connection, _MACHINES, [[getattr(machine, field) for field in _COLUMNS] for machine, _ in changes])
+    fresh = [machine for machine, before in changes if before is None or before.document is not machine.document]
+    if fresh:
+        _insert(connection, _VERSIONS, [[one.id, one.version, msgspec.json.encode(one.document).decode()] for one in fresh])
+    _insert(connection, _EVENTS, [row for machine, before in changes for row in _new_events(machine, before)])
+    for machine, before in changes:
+        if before is not None and before.document is not machine.document:
+            connection.execute(_OLD_VERSIONS, (machine.id, _KEPT_VERSIONS))
+        if len(machine.events) >= KEPT_EVENTS:
+            connection.execute("DELETE FROM events WHERE machine = ? AND id < ?", (machine.id, machine.events[-1].id))
+        if machine.lease != (None if before is None else before.lease):
+            _save_lease(connection, machine)
+
+
+def _insert(connection: sqlite3.Connection, statement: str, rows: list[list[Any]]) -> None:
+    if rows:
+        connection.execute(statement, (msgspec.json.encode(rows).decode(),))
+
+
+def _new_events(machine: Machine, before: Machine | None) -> list[list[Any]]:
     known = before.events[0].id if before is not None and before.events else ""
-    for event in reversed([event for event in machine.events if event.id > known]):
-        request = None if event.request is None else msgspec.json.encode(event.request).decode()
-        connection.execute(
-            "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (event.id, machine.id, event.type, event.status, event.source, event.timestamp, request),
-        )
-    if len(machine.events) >= KEPT_EVENTS:
-        connection.execute("DELETE FROM events WHERE machine = ? AND id < ?", (machine.id, machine.events[-1].id))
-    if before is None or before.lease != machine.lease:
-        connection.execute("DELETE FROM leases WHERE machine = ?", (machine.id,))
-        if (lease := machine.lease) is not None:
-            row = (machine.id, lease.nonce, lease.owner, lease.description, lease.version, lease.expires)
-            connection.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?)", row)
+    return [
+        [
+            *(event.id, machine.id, event.type, event.status, event.source, event.timestamp),
+            None if event.request is None else msgspec.json.encode(event.request).decode(),
+        ]
+        for event in reversed(machine.events)
+        if event.id > known
+    ]
+
+
+def _save_lease(connection: sqlite3.Connection, machine: Machine) -> None:
+    connection.execute("DELETE FROM leases WHERE machine = ?", (machine.id,))
+    if (lease := machine.lease) is not None:
+        row = (machine.id, lease.nonce, lease.owner, lease.description, lease.version, lease.expires)
+        connection.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
 _COLUMNS: Final = (
     *("id", "app", "name", "region", "state", "version", "digest", "cordoned", "restarts", "wanted", "created", "updated"),
     "started",
+)
+
+
+def _each(columns: int) -> str:
+    """The rows of a JSON text, as a statement's only parameter. ``WHERE true``: else ON would be taken for a join's."""
+    values = ", ".join(f"json_extract(value, '$[{column}]')" for column in range(columns))
+    return f"SELECT {values} FROM json_each(?) WHERE true"
+
+
+_MACHINES: Final = (
+    f"INSERT INTO machines {_each(len(_COLUMNS))} ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
+    " version = excluded.version, digest = excluded.digest, cordoned = excluded.cordoned, restarts = excluded.restarts,"
+    " wanted = excluded.wanted, updated = excluded.updated, started = excluded.started"
+)
+_VERSIONS: Final = f"INSERT OR REPLACE INTO versions {_each(3)}"
+_EVENTS: Final = f"INSERT OR IGNORE INTO events {_each(7)}"
+_OLD_VERSIONS: Final = (
+    "DELETE FROM versions WHERE machine = ?1 AND version <= (SELECT version FROM versions WHERE machine = ?1"
+    " ORDER BY version DESC LIMIT 1 OFFSET ?2)"
 )
 
 

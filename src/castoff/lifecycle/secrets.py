@@ -5,10 +5,12 @@ They lie in the database, whose file only its owner can read.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -42,6 +44,9 @@ class Secrets:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._values: dict[str, Mapping[str, str]] = {}
+        """What is known of them: each start of a machine asks, and a look into the database is a way to a thread and back."""
+        self._changes = 0
 
     async def list(self, app: str) -> Sequence[Secret]:
         """An app's secrets, by name, without their values."""
@@ -62,9 +67,21 @@ class Secrets:
 
     async def values(self, app: str) -> Mapping[str, str]:
         """An app's secrets with their values."""
+        known = self._values.get(app)
+        if known is not None:
+            return known
+        changes = self._changes
         query = "SELECT name, value FROM secrets WHERE app = ?"
         rows = await self._database.read(lambda connection: connection.execute(query, (app,)).fetchall())
-        return {row["name"]: row["value"].decode() for row in rows}
+        values = MappingProxyType({row["name"]: row["value"].decode() for row in rows})
+        if changes == self._changes:  # else it was read before a change of which whoever asks next was told
+            self._values[app] = values
+        return values
+
+    def forget(self, app: str) -> None:
+        """The app's secrets are looked up anew: they have changed, or went with it."""
+        self._changes += 1
+        self._values.pop(app, None)
 
     async def set(self, app: str, values: Mapping[str, str | None]) -> int:
         """Sets several at once; None removes one. Machines see them when they start the next time.
@@ -102,4 +119,7 @@ class Secrets:
             row = connection.execute("SELECT version FROM secret_versions WHERE app = ?", (app,)).fetchone()
             return int(row["version"])
 
-        return await self._database.write(write)
+        # A task of its own: where whoever asks is cancelled, the write goes on, and is what must be known here afterwards.
+        writing = asyncio.ensure_future(self._database.write(write))
+        writing.add_done_callback(lambda _: self.forget(app))
+        return await asyncio.shield(writing)

@@ -60,7 +60,7 @@ class MachineRecords:
             try:
                 _write(making, record)
                 with _alone(self._directory):
-                    if any(other.name == record.name or other.id == record.id for other in self):
+                    if self._is_taken(record):
                         raise Conflict(
                             f"a machine named {record.name!r} exists",
                             hint=f"take another name, or `castoff machine remove {record.name}`",
@@ -72,17 +72,26 @@ class MachineRecords:
             fsync_path(self._directory)
         return place
 
+    def _is_taken(self, record: MachineRecord) -> bool:
+        """Whether its id or its name is another's. Where it is named by its id, as all of an agent's are, no other is looked at:
+        with a thousand of them each create would read a thousand records."""
+        if record.name == record.id:
+            return self.path(record.id).exists()
+        return any(other.name == record.name or other.id == record.id for other in self)
+
     def update(self, record: MachineRecord) -> None:
         """Replaces a machine's record, durably."""
         with _disk(self.path(record.id)):
             _write(self.path(record.id), record)
 
     def get(self, name_or_id: str) -> MachineRecord:
-        """One machine by its id or its name.
+        """One machine by its id or its name. An id is looked at first, and alone where there is such a machine.
 
         Raises:
             NotFound: There is none.
         """
+        with contextlib.suppress(CastoffError):
+            return _read(self.path(name_or_id))
         for record in self:
             if name_or_id in (record.id, record.name):
                 return record

@@ -72,6 +72,7 @@ async def delete_app(request: web.Request) -> web.Response:
         return " and ".join(f"{count} {what}" for what, count in counts.items() if count)
 
     await parts.apps.delete(name, used=used)
+    parts.secrets.forget(name)
     return json_answer({"ok": True}, status=202)
 
 
