@@ -12,13 +12,17 @@ from pathlib import Path
 
 from tests.pages import served
 
+from castoff.agent.process import calm_collector, raise_descriptors
+
 __all__ = ["main"]
 
 
 async def main(directory: Path) -> None:
     """Serves until stdin ends."""
+    raise_descriptors()
     # One client stands for many hosts: its address's rate is not what is measured.
-    async with served(directory, requests_per_second=1e6, request_burst=1_000_000) as server:
+    async with served(directory, slow=None, requests_per_second=1e6, request_burst=1_000_000) as server:
+        calm_collector()  # as `castoff agent` does
         print(server.url, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

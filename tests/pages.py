@@ -181,7 +181,7 @@ class Served:
 
     machines: Machines
     world: World
-    launcher: SteppingLauncher
+    launcher: FakeLauncher
     creates: Creates
     metrics: Metrics
     stream: MachineStream
@@ -191,13 +191,13 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(
-    directory: Path, *, sinks: Sequence[CreateSink] = (), slow: float = 0.0, **settings: object
+    directory: Path, *, sinks: Sequence[CreateSink] = (), slow: float | None = 0.0, **settings: object
 ) -> AsyncIterator[Served]:
-    """Serves the page and the API; ``settings`` are AgentSettings'."""
+    """Serves the page and the API; ``settings`` are AgentSettings'. With ``slow`` None launches take no steps either."""
     agent = AgentSettings(**settings)  # type: ignore[arg-type]
     store, world, metrics = directory / "store", World(), Metrics()
     (store / "machines").mkdir(parents=True)
-    launcher, creates = SteppingLauncher(world, slow), Creates([metrics, *sinks])
+    launcher, creates = FakeLauncher(world) if slow is None else SteppingLauncher(world, slow), Creates([metrics, *sinks])
 
     async def usage() -> Usage:
         return a_usage()

@@ -14,7 +14,7 @@ from castoff.api import body
 from castoff.api.creates import Creates
 from castoff.api.metrics import Metrics
 from castoff.api.parts import PARTS
-from castoff.api.server import Register
+from castoff.api.server import Register, received
 from castoff.errors import NotFound
 from castoff.lifecycle.states import State
 
@@ -64,7 +64,7 @@ def counted(metrics: Metrics, creates: Creates) -> Register:
         resource = request.match_info.route.resource
         if request.method != "POST" or resource is None or resource.canonical != _MACHINES:
             return await handler(request)
-        with creates.asked(request.match_info["app"]):
+        with creates.asked(request.match_info["app"], since=received(request)):
             return await handler(request)
 
     def add(app: web.Application) -> None:

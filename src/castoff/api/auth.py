@@ -6,7 +6,6 @@ unix socket is the operator: its file mode is the guard. Sources: MACHINES_API, 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -119,9 +118,9 @@ async def _grant_of(authenticator: Authenticator, request: web.Request) -> Grant
 
 
 def _is_local(request: web.Request) -> bool:
+    """By the address that it came to: a path is a unix socket's, an address and a port are TCP's."""
     transport = request.transport
-    connection = None if transport is None else transport.get_extra_info("socket")
-    return connection is not None and connection.family == socket.AF_UNIX
+    return transport is not None and isinstance(transport.get_extra_info("sockname"), str)
 
 
 def _only_reads(request: web.Request) -> bool:

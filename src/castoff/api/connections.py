@@ -7,6 +7,7 @@ stands between the transport and aiohttp's and ends such connections; the time i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -39,11 +40,14 @@ class Connections:
         """A protocol factory for ``create_server`` around another's."""
         return lambda: _Connection(self, inner())
 
-    def begins(self, transport: asyncio.BaseTransport | None) -> None:
-        """A request's head is here: its handler decides how long it takes from now on."""
+    def begins(self, transport: asyncio.BaseTransport | None) -> float:
+        """A request's head is here: its handler decides how long it takes from now on.
+
+        Returns:
+            When its first bytes were read, of time.monotonic(): whoever measures a request begins there.
+        """
         connection = self._open.get(transport) if transport is not None else None
-        if connection is not None:
-            connection.request_begins()
+        return time.monotonic() if connection is None else connection.request_begins()
 
     def ends(self, transport: asyncio.BaseTransport | None) -> None:
         """The handler is done."""
@@ -59,6 +63,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._refused = False
         self._handling = False
+        self._received: float | None = None
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
 
@@ -78,11 +83,13 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         return asyncio.get_running_loop().call_later(self._connections.timeout, self._transport.abort)
 
-    def request_begins(self) -> None:
+    def request_begins(self) -> float:
         self._handling = True
+        received, self._received = self._received, None
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
+        return time.monotonic() if received is None else received
 
     def request_ends(self) -> None:
         self._handling = False
@@ -90,6 +97,8 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._received is None:
+            self._received = time.monotonic()
         if not self._handling and self._reading is None:
             self._reading = self._expire()
         self._inner.data_received(data)

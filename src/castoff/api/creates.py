@@ -92,9 +92,10 @@ class Creates:
         self._last: OrderedDict[str, Create] = OrderedDict()
 
     @contextlib.contextmanager
-    def asked(self, app: str) -> Iterator[None]:
-        """The block handles a request for a machine: the launch that comes of it began here."""
-        token = _asked.set(self._begin(app))
+    def asked(self, app: str, *, since: float | None = None) -> Iterator[None]:
+        """The block handles a request for a machine: the launch that comes of it began here, or at ``since`` of
+        time.monotonic(), when the request came."""
+        token = _asked.set(self._begin(app, since))
         try:
             yield
         finally:
@@ -129,9 +130,10 @@ class Creates:
         """Those that are remembered, the newest first; of one app or of all."""
         return [create for create in reversed(self._last.values()) if app is None or create.app == app]
 
-    def _begin(self, app: str) -> Create:
+    def _begin(self, app: str, since: float | None = None) -> Create:
         observer = _Observer(self._sinks)
-        create = Create(time.time(), Timeline(observers=(observer,), limit=STEPS), app=app)
+        timeline = Timeline(origin=since, observers=(observer,), limit=STEPS)
+        create = Create(time.time() - timeline.now(), timeline, app=app)
         observer.create = create
         return create
 

@@ -30,7 +30,7 @@ from castoff.api.wire.machine import MachineViews
 from castoff.errors import CastoffError, Internal
 from castoff.lifecycle.ids import Ulids
 
-__all__ = ["CONNECTIONS", "Register", "build_app", "serving"]
+__all__ = ["CONNECTIONS", "Register", "build_app", "received", "serving"]
 
 _LOG: Final = logging.getLogger(__name__)
 _BACKLOG: Final = 1024
@@ -110,13 +110,20 @@ async def serving(
 
 @dataclass(slots=True)
 class _Exchange:
-    """A request and what became of it: its id, and whether an answer's head has been sent."""
+    """A request and what became of it: its id, when its first bytes came, and whether an answer's head has been sent."""
 
     identity: str
+    received: float
     answered: bool = False
 
 
 _EXCHANGE: Final[Any] = getattr(web, "RequestKey", web.AppKey)("castoff.exchange", _Exchange)
+
+
+def received(request: web.Request) -> float:
+    """When a request's first bytes were read, of time.monotonic()."""
+    exchange = request.get(_EXCHANGE)
+    return time.monotonic() if exchange is None else float(exchange.received)
 
 
 async def _stamp(request: web.Request, answer: web.StreamResponse) -> None:
@@ -129,11 +136,9 @@ async def _stamp(request: web.Request, answer: web.StreamResponse) -> None:
 @web.middleware
 async def _answering(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Whatever happens becomes an answer that clients can read, with an id that the log has as well."""
-    exchange = _Exchange(f"{request.app[_ULIDS].next()}-{request.app[PARTS].settings.region}")
-    request[_EXCHANGE] = exchange
     connections, transport = request.app[CONNECTIONS], request.transport
-    began = time.monotonic()
-    connections.begins(transport)
+    identity = f"{request.app[_ULIDS].next()}-{request.app[PARTS].settings.region}"
+    exchange = request[_EXCHANGE] = _Exchange(identity, connections.begins(transport))
     try:
         answer = await _answer(request, handler, exchange)
     finally:
@@ -143,7 +148,7 @@ async def _answering(request: web.Request, handler: _Handler) -> web.StreamRespo
         request.method,
         request.raw_path.partition("?")[0],  # as it was sent: escaped, and without what a query may tell
         answer.status,
-        extra={"request_id": exchange.identity, "milliseconds": round((time.monotonic() - began) * 1000, 1)},
+        extra={"request_id": exchange.identity, "milliseconds": round((time.monotonic() - exchange.received) * 1000, 1)},
     )
     return answer
 

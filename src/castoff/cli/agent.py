@@ -69,17 +69,20 @@ def _serve(shared: Globals, discard_unknown: bool) -> None:
 async def _run(config: Config, discard_unknown: bool) -> None:
     from castoff.agent.main import running
     from castoff.agent.notify import notify
+    from castoff.agent.process import calm_collector, raise_descriptors
 
     log = logging.getLogger("castoff.agent")
 
     def tell(line: str) -> None:
         log.info("%s", line)
 
+    raise_descriptors()
     # A token in the journal would be read by whoever may read that: there, `castoff token create` makes the first one.
     first_token = not _is_journal(sys.stderr.fileno())
     async with running(config, notice=tell, first_token=first_token, discard_unknown=discard_unknown) as agent:
         if agent.token:
             print(f"castoff: the first token, told this once: {agent.token}", file=sys.stderr, flush=True)
+        calm_collector()
         log.info("listening at %s%s", agent.socket, f" and {agent.address}" if agent.address else "")
         notify("READY=1")
         try:

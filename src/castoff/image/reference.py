@@ -12,6 +12,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -127,6 +128,7 @@ def _exists(path: str) -> bool:
         return False
 
 
+@lru_cache(1024)
 def _parse_registry(text: str) -> RegistryReference:
     shown = repr(text[:200])
     if text.startswith(("/", ".", "~")):

@@ -1,4 +1,8 @@
-"""What the agent knows of a machine, and what it is asked for. Times are Unix milliseconds."""
+"""What the agent knows of a machine, and what it is asked for. Times are Unix milliseconds.
+
+Values are made of values, so no cycle goes through one, and the garbage collector is not shown them (``gc=False``): a machine
+has up to fifty events.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ class WaitTimeout(Unavailable):
     """The machine did not get there in time."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened to a machine."""
 
     id: str
@@ -57,7 +61,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Particulars; of an exit ``exit_event``."""
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A client's right to change a machine alone, for a time."""
 
     nonce: str
@@ -68,7 +72,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     expires: int
 
 
-class CheckStatus(msgspec.Struct, frozen=True, kw_only=True):
+class CheckStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a health check found last."""
 
     name: str
@@ -77,7 +81,7 @@ class CheckStatus(msgspec.Struct, frozen=True, kw_only=True):
     updated: int
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class Machine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A machine at one moment; what changes makes a new value."""
 
     id: MachineId
@@ -148,7 +152,7 @@ class Waited(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class Change(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A machine changed, or is gone for good."""
 
     machine: Machine
