@@ -1,14 +1,14 @@
 """The agent: its own share of a create, 1,000 machines known, waiters, browsers; and real boots beside bare ones.
 
-The agent is one process, its clients another (this one), HTTP over loopback. In all rows but those of agent_boots.py machines run
-in memory (castoff.fakes.launcher), so that what remains is the agent's: neither castoff.create nor a VMM's start is in them.
+The agent is one process, its clients another (this one), HTTP over loopback. In all rows but those of agent_creates.py and
+agent_boots.py machines run in memory (castoff.fakes.launcher), so that what remains is the agent's: neither castoff.create nor a
+VMM's start is in them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -19,19 +19,17 @@ from typing import Any
 import aiohttp
 from tests.pages import OPERATOR
 
-from bench import agent_boots
-from bench.measure import Failed, percentile
+from bench import agent_boots, agent_creates
+from bench.measure import Failed, cpu_seconds, percentile
 from bench.results import Row, at_most
 from bench.stage import Stage
 
 __all__ = ["rows"]
 
 _MACHINES = "/v1/apps/mine/machines"
-_AT_ONCE = 200
 _KNOWN = 1000
 _WAITERS = 500
 _BROWSERS = 100
-_OUTSIDE = "VMM and castoff.create not in it"
 _START_SECONDS = 30
 
 
@@ -39,6 +37,7 @@ def rows(stage: Stage) -> Iterable[Row]:
     """All of them; each kind over an agent of its own."""
     for measured in (_creates, _known, _waits, _browsers):
         yield from asyncio.run(measured(stage))
+    yield from asyncio.run(agent_creates.rows(stage))
     yield from agent_boots.rows(stage)
 
 
@@ -80,8 +79,7 @@ class _Agent:
 
     def cpu(self) -> float:
         """Seconds of CPU that the server has taken."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
 
     def memory(self) -> dict[str, float]:
         """MB: its proportional share and what is resident."""
@@ -122,48 +120,11 @@ async def _agent(stage: Stage) -> AsyncIterator[_Agent]:
             yield agent
 
 
-async def _one_by_one(agent: _Agent, count: int) -> tuple[list[float], list[float]]:
-    """Seconds from POST to acknowledged, and to the answer of a wait for started, each after the one before it."""
-    acknowledged, started = [], []
-    for number in range(count):
-        begun = time.perf_counter()
-        machine, seconds = await agent.create(number)
-        await agent.wait(machine, "started")
-        acknowledged.append(seconds)
-        started.append(time.perf_counter() - begun)
-    return acknowledged, started
-
-
-async def _at_once(agent: _Agent) -> tuple[list[float], list[float], float]:
-    """The same of creates sent together, and the server's CPU seconds a create; started as the machine's event has it."""
-    cpu, begun, epoch = agent.cpu(), time.perf_counter(), time.time()
-    made = await asyncio.gather(*(agent.create(number) for number in range(_AT_ONCE)))
-    await asyncio.gather(*(agent.wait(machine, "started") for machine, _ in made))
-    whole = time.perf_counter() - begun
-    cpu = (agent.cpu() - cpu) / _AT_ONCE
-    started = [await agent.began(machine, "started") / 1e3 - epoch for machine, _ in made]
-    if not 0 <= max(started) <= whole + 1:
-        raise Failed("events say other times than the clock: the clock was set meanwhile")
-    return [seconds for _, seconds in made], started, cpu
-
-
 async def _creates(stage: Stage) -> list[Row]:
     async with _agent(stage) as agent:
-        acknowledged, started = await _one_by_one(agent, 50 if stage.quick else 300)
-        together = [await _at_once(agent) for _ in range(1 if stage.quick else 3)]
-    told = {"rounds": len(started)}
-    name = f"create, one by one ({_OUTSIDE}): POST to"
-    found = [
-        Row("agent", f"{name} acknowledged, p50", percentile(acknowledged, 0.5) * 1e3, "ms", at_most(15), told),
-        Row("agent", f"{name} started, p50", percentile(started, 0.5) * 1e3, "ms", at_most(15), told),
-    ]
-    cpu = {"server_cpu_ms_each": [one[2] * 1e3 for one in together]}
-    for number, what in enumerate(("acknowledged", "started")):
-        seconds = [value for one in together for value in one[number]]  # type: ignore[union-attr]
-        name = f"create, {_AT_ONCE} at once ({_OUTSIDE}): POST to {what}"
-        found.append(Row("agent", f"{name}, p50", percentile(seconds, 0.5) * 1e3, "ms", None, cpu))
-        found.append(Row("agent", f"{name}, p99", percentile(seconds, 0.99) * 1e3, "ms", at_most(60), cpu))
-    return found
+        return await agent_creates.measured(
+            agent.asked, _MACHINES, lambda number: {"image": f"image:{number}"}, agent_creates.ALONE, agent.cpu, quick=stage.quick
+        )
 
 
 async def _known(stage: Stage) -> list[Row]:
@@ -234,16 +195,17 @@ async def _late(agent: _Agent, number: int) -> float:
 
 
 async def _browsers(stage: Stage) -> list[Row]:
-    """Creates with browsers that listen and without, in turn; the browsers' own work is this process's, which a host has not."""
+    """Creates with browsers that listen and without, in turn, timed by the agent: the browsers' own work is this process's, which
+    a host has not."""
     taken: dict[str, list[float]] = {"without": [], "with": []}
     async with _agent(stage) as agent:
         for _ in range(1 if stage.quick else 3):
-            taken["without"] += (await _one_by_one(agent, 50))[0]
+            taken["without"] += await _fifty(agent)
             heard = [asyncio.Event() for _ in range(_BROWSERS)]
             listening = [asyncio.create_task(agent.listen(one)) for one in heard]
             try:
                 await asyncio.wait_for(asyncio.gather(*(one.wait() for one in heard)), _START_SECONDS)
-                taken["with"] += (await _one_by_one(agent, 50))[0]
+                taken["with"] += await _fifty(agent)
                 if any(task.done() for task in listening):
                     raise Failed("a browser's stream ended")
             finally:
@@ -251,5 +213,15 @@ async def _browsers(stage: Stage) -> list[Row]:
                     task.cancel()
                 await asyncio.gather(*listening, return_exceptions=True)
     middle = {name: percentile(seconds, 0.5) * 1e3 for name, seconds in taken.items()}
-    name = f"create, one by one, p50 to acknowledged: {_BROWSERS} browsers listen (SSE) / none"
+    name = f"create, one by one, p50 by the agent's clock: {_BROWSERS} browsers listen (SSE) / none"
     return [Row("agent", name, middle["with"] / middle["without"], "x", at_most(1.2), middle)]
+
+
+async def _fifty(agent: _Agent) -> list[float]:
+    """Seconds of creates, each after the one before it."""
+    machines = []
+    for number in range(50):
+        machine, _ = await agent.create(number)
+        await agent.wait(machine, "started")
+        machines.append(machine)
+    return [await agent_creates.reached(agent.asked, machine, "agent.launch") for machine in machines]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Failed", "Usage", "alternate", "percentile", "run", "started", "tree", "used_bytes"]
+__all__ = ["Failed", "Usage", "alternate", "cpu_seconds", "percentile", "run", "started", "tree", "used_bytes"]
 
 _INTERVAL = 0.02
 _GRACE = 20
@@ -106,20 +106,23 @@ class _Watch(threading.Thread):
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Starts ``command`` for the block, output and errors in pipes; whatever of it still runs at the block's end is ended.
+def started(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, log: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Starts ``command`` for the block, output and errors in pipes, or in ``log``; what of it runs at the block's end is ended.
 
     It has a session of its own: Ctrl-C ends the bench, which then ends it, in order, with all that it started.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | dict(env or {}),
-        start_new_session=True,
-    )
+    with contextlib.nullcontext() if log is None else log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file or subprocess.PIPE,
+            stderr=file or subprocess.PIPE,
+            text=True,
+            env=os.environ | dict(env or {}),
+            start_new_session=True,
+        )
     try:
         yield process
     finally:
@@ -140,6 +143,12 @@ def _end(process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU that a process has taken, with all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(
