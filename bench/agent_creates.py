@@ -1,8 +1,8 @@
 """The agent's own share of a create: from the first bytes of the POST that the agent read to the VMM's exec, as the agent's own
 timeline has both; beside it what the client sees. Twice:
 
-- over the launcher in memory, where exec is the call of the launcher: HTTP, tokens, checks, what is written down before it is acted
-  on, supervision, metrics, the page's stream. That is the agent by itself.
+- over the launcher in memory, where exec is the call of the launcher: HTTP, tokens, checks, what is written down before it is
+  acted on, supervision, metrics, the page's stream. That is the agent by itself.
 - `castoff agent` as it is installed, with a stand-in for the VMM: castoff.create is in it as well, which makes the machine's
   directory, record, clone and initramfs, durably, in the same process.
 

@@ -201,6 +201,7 @@ class Secrets(Protocol):
         """The app was deleted, and its secrets with it."""
         ...
 
+
 class Release(Protocol):
     """What ``flyctl deploy`` writes down of a deployment."""
 
