@@ -91,6 +91,8 @@ class FakeRun:
         if self._exit is not None:
             raise Unavailable("the machine ended")
         self.signals.append(number)
+        if number == signals.SIGKILL:
+            await self.kill()
 
     async def execute(self, request: ExecRequest) -> ExecResult:
         """See the port."""
