@@ -56,7 +56,7 @@ async function main() {
   await wait('waitRestarted', 'started')
   const updated = await did('updateMachine', fly.Machine.updateMachine({ ...one, config: { ...config, env: { GREETING: 'bye' } } }))
   await wait('waitUpdated', 'started', { instance_id: updated.instance_id })
-  await did('signalMachine', fly.Machine.signalMachine({ ...one, signal: 'SIGUSR1' }))
+  await did('signalMachine', fly.Machine.signalMachine({ ...one, signal: 'SIGKILL' }))
   await wait('waitSignalled', 'stopped', { instance_id: updated.instance_id })
   await did('startMachine', fly.Machine.startMachine(one))
   await wait('waitStartedAgain', 'started')

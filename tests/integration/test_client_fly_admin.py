@@ -1,7 +1,7 @@
 """fly-admin, an npm package that others wrote, against `castoff agent`: every call that it has.
 
 Runs where there are node and the module: CASTOFF_FLY_ADMIN is its directory (`npm install fly-admin@1.6.1`, then
-node_modules/fly-admin).
+node_modules/fly-admin). With CASTOFF_RECORD=DIRECTORY it writes down what was said, as test_client_flyctl.py does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.client_agent import remove_machines, served
+from tests.recorder import recording
 
 MODULE = os.environ.get("CASTOFF_FLY_ADMIN")
 NODE = shutil.which("node")
@@ -50,10 +51,13 @@ async def test_fly_admin(kernels: Path) -> None:
     """What it asks for it gets, in the shape of its types; what castoff refuses is an error with a text."""
     with served(kernels) as (castoff, running, url):
         token = castoff.json("token", "create", "--name", "fly-admin")["token"]
-        try:
-            said = await said_to(url, token, castoff.image)
-        finally:
-            await remove_machines(running)
+        async with recording(url) as recorder:
+            try:
+                said = await said_to(recorder.url, token, castoff.image)
+            finally:
+                await remove_machines(running)
+        if directory := os.environ.get("CASTOFF_RECORD"):
+            recorder.write(Path(directory) / "fly-admin.jsonl", names={castoff.image: "127.0.0.1:5000/tiny:1"})
     failed = {name: answer["failed"] for name, answer in said.items() if isinstance(answer, dict) and "failed" in answer}
     assert failed.keys() == REFUSED.keys(), failed
     for name, text in REFUSED.items():

@@ -1,7 +1,7 @@
 """flyctl itself against `castoff agent`: its machines are stand-ins, its images come from a registry.
 
 Runs where there is a flyctl (on PATH, or at CASTOFF_FLYCTL). With CASTOFF_RECORD=DIRECTORY it writes down what flyctl sent and
-was content with; test_flyctl_replay.py sends that again, without flyctl.
+was content with; test_client_replay.py sends that again, without flyctl.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""What a real flyctl sent, sent again: the answers have the status, the fields and the types with which flyctl was content.
+"""What real clients sent, sent again: the answers have the status, the fields and the types with which they were content.
 
-tests/clients/flyctl-*.jsonl were recorded by test_client_flyctl.py, with flyctl of August 2026 and an agent. This protects flyctl
-where there is none. How it reads answers (fly-go): what it decodes must not be empty; absent fields and null are zero values, a
-wrong type fails the command; times must be RFC 3339, and ``compressedSize`` a decimal string; GraphQL answers with any other
-status than 200 are failures, and ``errors[0].message`` is shown; of a lease ``data`` is read without a look whether it is there.
+tests/clients/*.jsonl were recorded by test_client_flyctl.py and test_client_fly_admin.py, with flyctl of August 2026 and
+fly-admin 1.6.1. So this protects them where they are not installed. How flyctl reads answers (fly-go): what it decodes must not
+be empty; absent fields and null are zero values, a wrong type fails the command; times must be RFC 3339, and ``compressedSize`` a
+decimal string; GraphQL answers with any other status than 200 are failures, and ``errors[0].message`` is shown; of a lease
+``data`` is read without a look whether it is there. fly-admin reads whatever is JSON, and fails at statuses above 299 and at
+``errors``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from tests.recorder import NONCE, Exchange, Replay, missing, read
 from castoff.agent.applogs import app_log_routes
 from castoff.agent.launch.logs import Logs
 
-RECORDINGS = sorted((Path(__file__).parents[1] / "clients").glob("flyctl-*.jsonl"))
+RECORDINGS = sorted((Path(__file__).parents[1] / "clients").glob("*.jsonl"))
 
 
 def test_every_recorded_command_is_there() -> None:
@@ -55,12 +57,12 @@ async def again(api: Api, replay: Replay, exchange: Exchange) -> tuple[int, Any]
 
 @pytest.mark.parametrize("file", RECORDINGS, ids=lambda file: file.stem)
 async def test_replay(scratch_xfs: Path, file: Path) -> None:
-    """In the order in which flyctl sent them; volumes are snapshotted while they are mounted, for which reflinks are needed."""
+    """In the order in which they were sent; volumes are snapshotted while they are mounted, for which reflinks are needed."""
     replay = Replay()
     async with running(scratch_xfs, [app_log_routes(Logs(scratch_xfs / "logs"))]) as api:
         for exchange in read(file):
             status, answer = await again(api, replay, exchange)
-            what = f"fly {exchange.command}: {exchange.method} {exchange.path} {exchange.body}"
+            what = f"{file.stem} {exchange.command}: {exchange.method} {exchange.path} {exchange.body}"
             assert status == exchange.status, f"{what}: {status} {answer}"
             assert not missing(exchange.answer, answer), f"{what}: {answer}"
             replay.learn(exchange.answer, answer)
