@@ -14,7 +14,7 @@
 #include <sys/types.h>
 
 enum {
-    MAX_SESSIONS = 32,       /* the main command and what is executed beside it */
+    MAX_SESSIONS = 64,       /* the main command and what is executed beside it */
     MAX_POLLED = 4 * MAX_SESSIONS + 8,
     OUTPUT_RING = 256 * 1024, /* bytes of a stream that the host has not acknowledged; a power of two */
     INPUT_RING = 64 * 1024,   /* bytes of stdin that the command has not read; a power of two */
@@ -34,7 +34,7 @@ enum { EXIT_RUNTIME = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127 };
 /* What a child reports: its clock (u64) when it executes, then, if that failed, why. */
 enum { REPORT_CLOCK = 'T', REPORT_FAILED = 'F' };
 
-enum { FLAG_TTY = 1, FLAG_STDIN = 2, FLAG_PROCESSES = 4 };
+enum { FLAG_TTY = 1, FLAG_STDIN = 2, FLAG_PROCESSES = 4, FLAG_DIAL = 8 };
 
 struct limit {
     uint32_t resource;
@@ -164,6 +164,7 @@ int ready_tell(void);
 /* network.c */
 void network_loopback(void);
 void network_up(const struct cmdline *cmdline);
+const char *network_own(void);
 void network_files(const struct cmdline *cmdline, const char *hostname);
 
 /* identity.c */
@@ -174,6 +175,9 @@ void command_become(const struct settings *settings, int report) __attribute__((
 
 /* processes.c */
 void processes_list(void) __attribute__((noreturn));
+
+/* dial.c */
+void dial_port(const struct settings *settings, int report) __attribute__((noreturn));
 
 /* session.c */
 extern struct session sessions[MAX_SESSIONS];

@@ -13,6 +13,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+static char own[20] = "127.0.0.1";
+
+/* The address at which others reach this machine; the loopback where there is no network. */
+const char *network_own(void) { return own; }
+
 static struct sockaddr address_of(in_addr_t address) {
     struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = address};
     struct sockaddr out;
@@ -51,6 +56,7 @@ static int configure(int sock, const struct cmdline *c) {
 void network_up(const struct cmdline *c) {
     int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (sock < 0 || c->prefix > 32 || configure(sock, c) < 0) say("network: %s", strerror(errno));
+    else snprintf(own, sizeof own, "%s", c->address);
     if (sock >= 0) close(sock);
     /* As Docker has it: a process without privileges may listen on any port and ping. */
     write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");

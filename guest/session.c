@@ -131,6 +131,7 @@ static void run_child(const struct settings *settings, const struct pipes *p, bo
     dup2(tty ? p->in[0] : p->out[1], 1);
     dup2(tty ? p->in[0] : p->err[1], 2);
     if (settings->flags & FLAG_PROCESSES) processes_list();
+    if (settings->flags & FLAG_DIAL) dial_port(settings, p->report[1]);
     command_become(settings, p->report[1]);
 }
 

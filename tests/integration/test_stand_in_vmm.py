@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from castoff.fakes.vmm import StandInHandle, StandInVmm
 from castoff.machine.drivers import open_vmm
 from castoff.vmm.channel import Exit, GuestChannel, GuestSession
 from castoff.vmm.guest import GuestSettings, encode_settings
+from castoff.vmm.guest_dial import GuestConnection, dialling
 from castoff.vmm.initramfs import Entry, cpio
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.vmm import MachineSpec
@@ -111,6 +113,29 @@ async def test_a_second_client_is_told_what_the_first_did_not_take(specify: Spec
         assert said.stdout.endswith(b"second\n")
         assert said.code == 5
         assert await asyncio.wait_for(handle.wait(), 10) == 0
+
+
+async def test_its_one_port_is_reached_through_the_channel(specify: Specify) -> None:
+    """``serve PORT FILE`` answers with what the file holds; other ports, and one without a file, refuse as a guest's do."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        Path(directory).chmod(0o755)  # a stand-in is a user of its own
+        file = Path(directory) / "answer"
+        async with asyncio.timeout(30), running(specify, "port", "serve", "8080", str(file)) as (_, channel):
+            for port in (8080, 9090):
+                with pytest.raises(Unavailable, match=f"connect to port {port}: Connection refused"):
+                    await GuestConnection.open(await channel.execute(dialling(port)))
+            file.write_bytes(b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 100_000)
+            connection = await GuestConnection.open(await channel.execute(dialling(8080)))
+            await connection.write(b"GET / HTTP/1.0\r\n")
+            await connection.write(b"\r\n")
+            said = bytearray()
+            while data := await connection.read():
+                said += data
+            assert said == file.read_bytes()
+            session = await channel.execute(dialling(8080))
+            await GuestConnection.open(session)
+            await session.signal(signal.SIGKILL)
+            assert (await transcript(session)).code == 137
 
 
 async def test_two_hundred_start_at_once(specify: Specify) -> None:

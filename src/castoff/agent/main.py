@@ -100,7 +100,15 @@ async def running(
         logs = Logs(directory / "logs")
         launcher = ObservedLauncher(HostLauncher(host, logs, settings.rootfs_directories), creates)
         machines = await enter(
-            Machines.open(database, launcher, secrets=secrets, volumes=volumes, region=settings.region, notice=notice)
+            Machines.open(
+                database,
+                launcher,
+                secrets=secrets,
+                volumes=volumes,
+                region=settings.region,
+                notice=notice,
+                probed=metrics.probed,
+            )
         )
         if not discard_unknown:
             await refuse_unknown(machines, launcher)

@@ -22,6 +22,7 @@ from castoff.api.creates import Create
 from castoff.api.hydration import HydrationCount
 from castoff.api.stream import Fleet, MachineStream
 from castoff.errors import CastoffError, Code
+from castoff.lifecycle.checks import STATUSES, check_statuses
 from castoff.lifecycle.states import State
 from castoff.store.usage import Usage
 from castoff.timeline import Step
@@ -84,6 +85,13 @@ class Metrics:
             buckets=_QUICK,
             registry=registry,
         )
+        self._checks = Histogram(
+            "castoff_check_seconds",
+            "Time of each probe of a machine's checks, by the check's type.",
+            ["type", "outcome"],
+            buckets=_QUICK,
+            registry=registry,
+        )
         self._names: set[str] = set()
         # Looking a label's values up costs as much as several observations.
         self._seen_steps: dict[tuple[str, str], Histogram] = {}
@@ -117,6 +125,10 @@ class Metrics:
         if error is not None:
             code = error.code if isinstance(error, CastoffError) else Code.INTERNAL
             self._failures.labels(code.value).inc()
+
+    def probed(self, http: bool, passed: bool, seconds: float) -> None:
+        """A probe of a check is observed."""
+        self._checks.labels("http" if http else "tcp", "passed" if passed else "failed").observe(seconds)
 
     @web.middleware
     async def count_requests(
@@ -168,13 +180,19 @@ class _Machines(Collector):
         self._stream = stream
 
     def collect(self) -> Iterable[Metric]:
-        counts = dict.fromkeys(State, 0)
+        counts, checks = dict.fromkeys(State, 0), dict.fromkeys(STATUSES, 0)
         for machine in self._machines.list():
             counts[State(machine.state)] += 1
+            for check in check_statuses(machine):
+                checks[check.status] += 1
         states = GaugeMetricFamily("castoff_machines", "Machines that are there, by state.", labels=["state"])
         for state, count in counts.items():
             states.add_metric([state.value], count)
         yield states
+        statuses = GaugeMetricFamily("castoff_checks", "Machines' checks, by what they found last.", labels=["status"])
+        for status, count in checks.items():
+            statuses.add_metric([status], count)
+        yield statuses
         yield GaugeMetricFamily("castoff_page_browsers", "Browsers that watch.", value=len(self._stream))
         yield CounterMetricFamily(
             "castoff_page_browsers_dropped", "Browsers that did not keep up and had to come back.", value=self._stream.dropped

@@ -202,7 +202,6 @@ def _config(machine: Any) -> dict[str, Any]:
         "schedule": config.schedule,
         "mounts": [mount.path for mount in config.mounts or ()],
         "services": [service.internal_port for service in config.services or ()],
-        "checks": sorted(config.checks or ()),
     }
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from castoff.errors import Unavailable
+from castoff.lifecycle.checks import check_statuses
 
 __all__ = ["Fleet", "MachineStream", "Subscriber", "event_row", "machine_row"]
 
@@ -70,6 +71,7 @@ def machine_row(machine: Any) -> dict[str, Any]:
         "cordoned": machine.cordoned,
         "created": machine.created,
         "updated": machine.updated,
+        "checks": [{"name": check.name, "status": check.status, "output": check.output} for check in check_statuses(machine)],
         "event": None if last is None else event_row(last),
     }
 

@@ -43,13 +43,14 @@ def list_(shared: Globals) -> None:
 
     records = [record for record in on_host(shared, work) if not record.agent]
     kept = agents_machines(shared)
-    rows = [(record.id, record.name, "-", printable(record.image), _state(record), _age(record.created)) for record in records]
-    rows += [
-        (one["id"], one["name"], one["app"], printable(one["config"]["image"]), one["state"], _age(moment(one["created_at"])))
-        for one in kept
+    rows = [
+        (record.id, record.name, "-", printable(record.image), _state(record), "-", _age(record.created)) for record in records
     ]
+    for one in kept:
+        image, age = printable(one["config"]["image"]), _age(moment(one["created_at"]))
+        rows.append((one["id"], one["name"], one["app"], image, one["state"], _passing(one), age))
     answer = [*(_as_json(record) for record in records), *(one | {"agent": True} for one in kept)]
-    shared.answer(answer, lambda: columns(rows, heads=("ID", "NAME", "APP", "IMAGE", "STATE", "AGE")))
+    shared.answer(answer, lambda: columns(rows, heads=("ID", "NAME", "APP", "IMAGE", "STATE", "CHECKS", "AGE")))
 
 
 @command.command()
@@ -61,6 +62,10 @@ def show(shared: Globals, name: str) -> None:
         if name in (one["id"], one["name"]):
             facts = [(key, printable(str(one[key]))) for key in ("id", "name", "app", "state", "region", "version", "created_at")]
             facts += [("image", printable(one["config"]["image"])), ("digest", one["image_ref"]["digest"])]
+            facts += [
+                (f"check {printable(check['name'])}", f"{check['status']}: {printable(check['output'])}")
+                for check in one["checks"]
+            ]
             shared.answer(one, lambda: columns(facts))  # noqa: B023 - called before the loop goes on
             return
 
@@ -95,6 +100,12 @@ def remove(shared: Globals, names: tuple[str, ...], force: bool) -> None:
 
     on_host(shared, work)
     shared.answer({"removed": list(names)}, lambda: "\n".join(names))
+
+
+def _passing(machine: dict[str, Any]) -> str:
+    """How many of its checks pass."""
+    statuses = [check["status"] for check in machine["checks"]]
+    return f"{statuses.count('passing')}/{len(statuses)}" if statuses else "-"
 
 
 def _age(created: float) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal as signals
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from castoff.errors import Conflict, NotFound, Unavailable
 from castoff.lifecycle.config import MachineConfig
-from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launch, ProcessStat, Run, RunExit
+from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, Launch, Probe, ProcessStat, Run, RunExit
 from castoff.machine.model import MachineId
 
 __all__ = ["FakeLauncher", "FakeRun", "World"]
+
+T = TypeVar("T")
 
 
 class World:
@@ -29,6 +33,9 @@ class World:
         suspended: Machines whose memory is kept.
         resumed: How often a machine went on from its memory.
         unreachable: Machines of which nobody can tell whether they run.
+        ports: What servers in machines answer to a probe, by port; None: they never do. At other ports nobody listens.
+        probes: Every probe that was made: the machine, and of what.
+        ready: Machines of which it was told that they are, as often as it was.
     """
 
     def __init__(self) -> None:
@@ -43,6 +50,9 @@ class World:
         self.suspended: set[str] = set()
         self.resumed: dict[str, int] = {}
         self.unreachable: set[str] = set()
+        self.ports: dict[int, str | None] = {}
+        self.probes: list[tuple[str, Probe]] = []
+        self.ready: list[str] = []
 
     def exit(self, machine: str, code: int = 0, *, out_of_memory: bool = False) -> None:
         """A machine's command ends by itself."""
@@ -104,6 +114,29 @@ class FakeRun:
         """See the port."""
         return [ProcessStat(pid=1, stime=0, rtime=0, cpu=0, rss=4096, command="init", directory="/")]
 
+    async def probe(self, probe: Probe) -> str:
+        """See castoff.lifecycle.launcher.Reachable."""
+        self._world.probes.append((self.launch.machine, probe))
+        if self._exit is not None:
+            raise Unavailable("the machine ended")
+        if probe.port not in self._world.ports:
+            raise Unavailable(f"connect to port {probe.port}: Connection refused")
+        answer = self._world.ports[probe.port]
+        if answer is None:
+            await asyncio.Event().wait()
+            raise AssertionError
+        return answer
+
+    async def dial(self, port: int, use: Callable[[Connection], Awaitable[T]]) -> T:
+        """See castoff.lifecycle.launcher.Reachable. The server says what it is told."""
+        if port not in self._world.ports:
+            raise Unavailable(f"connect to port {port}: Connection refused")
+        return await use(_Echo())
+
+    def ready(self) -> None:
+        """See castoff.lifecycle.launcher.Reachable."""
+        self._world.ready.append(self.launch.machine)
+
     async def suspend(self) -> None:
         """See the port."""
         if self._exit is not None:
@@ -113,6 +146,22 @@ class FakeRun:
 
     async def detach(self) -> None:
         """See the port."""
+
+
+class _Echo:
+    """A connection to a server that says what it is told."""
+
+    def __init__(self) -> None:
+        self._said: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read(self) -> bytes:
+        return await self._said.get()
+
+    async def write(self, data: bytes | memoryview) -> None:
+        self._said.put_nowait(bytes(data))
+
+    async def end(self) -> None:
+        self._said.put_nowait(b"")
 
 
 class FakeLauncher:

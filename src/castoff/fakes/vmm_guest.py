@@ -1,8 +1,9 @@
 """What a machine of castoff.fakes.vmm does: the guest init's part of the guest channel, in a process of this host.
 
 It serves both channels as guest/channel.c and guest/session.c do, from one loop without asyncio, so that a machine costs a
-fork and no imports. ``true``, ``false``, ``exit N``, ``echo WORDS`` and ``sleep SECONDS`` (or ``infinity``) it does itself; any
-other command is a process of this host, as the machine's user, in this host's filesystem. Of several processes it runs the first.
+fork and no imports. ``true``, ``false``, ``exit N``, ``echo WORDS``, ``sleep SECONDS`` (or ``infinity``) and ``serve PORT FILE``
+(castoff.fakes.vmm_port) it does itself; any other command is a process of this host, as the machine's user, in this host's
+filesystem. Of several processes it runs the first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from castoff.fakes.vmm_port import answer, refusal
+
 __all__ = ["Command", "Guest", "parse_settings", "read_settings"]
 
 _HEADER: Final = struct.Struct("<BBHI")
@@ -28,6 +31,7 @@ _WINDOW: Final = 256 * 1024
 _FRAME: Final = 32 * 1024 - _HEADER.size - 8
 _STDIN: Final = 2
 _LISTING: Final = 4
+_DIAL: Final = 8
 _WELCOME, _READY, _DATA, _END_OF_OUTPUT, _TAKEN, _EXIT = 16, 17, 18, 19, 20, 21
 
 
@@ -42,6 +46,7 @@ class Command:
     stop_signal: int
     linger: float
     listing: bool = False
+    dials: bool = False
 
 
 def parse_settings(data: bytes) -> Command:
@@ -75,7 +80,8 @@ def parse_settings(data: bytes) -> Command:
             linger = int.from_bytes(value, "little")
     if not argv:
         raise ValueError("broken settings")
-    return Command(tuple(argv), env, cwd, bool(flags & _STDIN), stop, linger / 1000, bool(flags & _LISTING))
+    listing, dials = bool(flags & _LISTING), bool(flags & _DIAL)
+    return Command(tuple(argv), env, cwd, bool(flags & _STDIN), stop, linger / 1000, listing, dials)
 
 
 @dataclass(slots=True)
@@ -126,8 +132,9 @@ def _frame(kind: int, payload: bytes = b"", stream: int = 0, session: int = 0) -
 class _Session:
     """A command, and what the host is still to be told of it."""
 
-    def __init__(self, number: int, command: Command, born: float) -> None:
+    def __init__(self, number: int, command: Command, born: float, server: tuple[str, ...] = ()) -> None:
         self.number = number
+        self.server = server if command.dials else ()
         self.command = command
         self.streams = (_Stream(1), _Stream(2))
         self.code: int | None = None
@@ -152,6 +159,10 @@ class _Session:
             self.streams[0].data += _listed()
             self.code = 0
             return True
+        if self.command.dials:
+            self.message = refusal(self.command.argv[-1], self.server)
+            self.code, self.ends_at = (125, None) if self.message else (None, float("inf"))
+            return True
         name, *words = self.command.argv
         match (os.path.basename(name), words):  # noqa: PTH119 - no Path a command
             case ("true", []):
@@ -163,7 +174,7 @@ class _Session:
             case ("echo", _) if sum(map(len, words)) < _FRAME:
                 self.streams[0].data += os.fsencode(" ".join(words)) + b"\n"
                 self.code = 0
-            case ("sleep", ["infinity"]):
+            case ("sleep", ["infinity"]) | ("serve", [_, _]):
                 self.ends_at = float("inf")
             case ("sleep", [seconds]) if seconds.replace(".", "", 1).isdecimal():
                 self.ends_at = time.monotonic() + float(seconds)
@@ -240,9 +251,12 @@ class _Session:
 
     def feed(self) -> None:
         """Passes input on."""
-        if self.input_pipe < 0:
+        if self.server and self.code is None and (said := answer(self.input, self.server)) is not None:
+            self.streams[0].data += said
+            self.code = 0
+        if self.input_pipe < 0 and (not self.server or self.code is not None):
             self.input.clear()
-        while self.input:
+        while self.input and self.input_pipe >= 0:
             try:
                 del self.input[: os.write(self.input_pipe, self.input)]
             except BlockingIOError:
@@ -502,7 +516,7 @@ class Guest:
             channel.out += _frame(_EXIT, struct.pack("<iiI", 125, 0, 0) + str(error).encode(), session=number)
             return
         if number not in channel.sessions:
-            channel.sessions[number] = _Session(number, command, self._born)
+            channel.sessions[number] = _Session(number, command, self._born, self._command.command.argv)
 
     def _shut_down(self, grace: float) -> None:
         at = time.monotonic() + grace

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from castoff.errors import CastoffError, Internal, NoSpace
 from castoff.lifecycle.board import Board
+from castoff.lifecycle.checking import Checking
 from castoff.lifecycle.exits import exit_event, stop_manner
 from castoff.lifecycle.ids import milliseconds
 from castoff.lifecycle.launcher import Launch, Launcher, Remembering, Run, RunExit, Suspendable
@@ -38,6 +39,7 @@ class Means:
         secrets: Of their apps.
         volumes: That they mount.
         notice: Told of what nobody asked for and somebody should know.
+        checking: Asks their checks.
         recovering: Held by a boot that nobody waits for.
     """
 
@@ -46,6 +48,7 @@ class Means:
     secrets: SecretValues
     volumes: VolumeFiles
     notice: Callable[[str], None]
+    checking: Checking
     recovering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_RECOVERED_AT_ONCE))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal as signals
 
 from castoff.errors import Invalid, Unsupported
+from castoff.lifecycle.checks import machine_checks
 from castoff.lifecycle.config import MachineConfig, StopConfig
 from castoff.lifecycle.durations import seconds
 from castoff.lifecycle.launches import file_content
@@ -22,6 +23,7 @@ def check_config(config: MachineConfig) -> None:
     """
     _check_files(config)
     _check_env(config)
+    machine_checks(config)
     check_processes(config.processes or ())
     if config.stop_config is not None:
         _check_stop(config.stop_config)

@@ -12,8 +12,13 @@ import msgspec
 from castoff.errors import NotFound
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.ids import Ulids, milliseconds
+<<<<<<< HEAD
 from castoff.lifecycle.model import Change, Event, Machine, Waited, WaitTimeout
 from castoff.lifecycle.rows import KEPT_EVENTS, delete_machine, load_machines, save_machines
+=======
+from castoff.lifecycle.model import CHECK_EVENT, Change, CheckStatus, Event, Machine, Waited, WaitTimeout
+from castoff.lifecycle.rows import KEPT_EVENTS, delete_machine, load_machines, save_machine
+>>>>>>> 246afd1 (Health checks: tcp, http and https, asked through the guest channel; a port of a guest can be dialled under every VMM)
 from castoff.lifecycle.states import State, check_transition
 
 __all__ = ["Board"]
@@ -63,10 +68,10 @@ class Board:
         """Whether an app has a machine of a name, which a destroyed one has not."""
         return (app, name) in self._names
 
-    def event(self, kind: str, status: State, source: str = "flyd", request: dict[str, Any] | None = None) -> Event:
+    def event(self, kind: str, status: str, source: str = "flyd", request: dict[str, Any] | None = None) -> Event:
         """An event of now."""
         return Event(
-            id=self.ulids.next(), type=kind, status=status.value, source=source, timestamp=milliseconds(), request=request
+            id=self.ulids.next(), type=kind, status=str(status), source=source, timestamp=milliseconds(), request=request
         )
 
     async def add(self, machine: Machine) -> None:
@@ -102,8 +107,16 @@ class Board:
                 check_transition(before.id, before.state, changes["state"])
             kept = (*reversed(events), *before.events)[:KEPT_EVENTS]
             after = msgspec.structs.replace(before, events=kept, updated=milliseconds(), **changes)
+            if after.checks and after.state != State.STARTED:  # what checks found was of what ran
+                after = msgspec.structs.replace(after, checks=())
             await self._write(after, before)
             return after
+
+    def note(self, machine: str, checks: tuple[CheckStatus, ...]) -> None:
+        """Keeps what checks found, in memory only: it is found again after the agent's next start."""
+        after = msgspec.structs.replace(self.get(None, machine), checks=checks)
+        self._keep(after)
+        self._tell(Change(machine=after))
 
     async def _write(self, after: Machine, before: Machine | None) -> None:
         await self.database.add(save_machines, (after, before))
@@ -187,7 +200,7 @@ class Board:
 
 def _reached(machine: Machine, states: Collection[State], after_event: str | None) -> Waited | None:
     """What a waiter is told, or None while it has to wait."""
-    last = machine.events[0].id if machine.events else ""
+    last = next((event.id for event in machine.events if event.type != CHECK_EVENT), "")
     if machine.state in states and last > (after_event or ""):
         return Waited(state=machine.state, version=machine.version, event_id=last)
     if after_event is not None:

@@ -18,6 +18,7 @@ from castoff.rootfs.settings import Lazy
 
 __all__ = [
     "Check",
+    "CheckHeader",
     "EnvironmentFrom",
     "File",
     "Guest",
@@ -110,6 +111,13 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     mode: Annotated[int, Meta(ge=0, le=0o7777)] | None = None
 
 
+class CheckHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """A header of a check's request."""
+
+    name: str | None = None
+    values: tuple[str, ...] | None = None
+
+
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """A health check."""
 
@@ -121,7 +129,9 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     method: str | None = None
     path: str | None = None
     protocol: str | None = None
-    headers: tuple[dict[str, Any], ...] | None = None
+    headers: tuple[CheckHeader, ...] | None = None
+    tls_skip_verify: bool | None = None
+    tls_server_name: str | None = None
 
 
 class ServicePort(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,15 +10,30 @@ The lifecycle (castoff.lifecycle.supervisor) decides when; the launcher knows ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from castoff.lifecycle.config import MachineConfig
 from castoff.machine.model import MachineId
 from castoff.vmm.guest import GuestFile
 
-__all__ = ["ExecRequest", "ExecResult", "Launch", "Launcher", "ProcessStat", "Remembering", "Run", "RunExit", "Suspendable"]
+__all__ = [
+    "Connection",
+    "ExecRequest",
+    "ExecResult",
+    "Launch",
+    "Launcher",
+    "Probe",
+    "ProcessStat",
+    "Reachable",
+    "Remembering",
+    "Run",
+    "RunExit",
+    "Suspendable",
+]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +129,46 @@ class ProcessStat:
     directory: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A question to one of a machine's TCP ports.
+
+    Attributes:
+        port: Which.
+        http: Whether a request is made, and its answer must be a 2xx; else it is enough that somebody listens.
+        method, path: Of the request.
+        headers: Of the request, in order, on top of Host and User-Agent.
+        tls: Whether it goes over TLS.
+        verify: Whether the server's certificate must be one that this host trusts, for ``server_name``.
+        server_name: The name that TLS asks for; empty: the Host header's.
+    """
+
+    port: int
+    http: bool = False
+    method: str = "GET"
+    path: str = "/"
+    headers: tuple[tuple[str, str], ...] = ()
+    tls: bool = False
+    verify: bool = True
+    server_name: str = ""
+
+
+class Connection(Protocol):
+    """A connection to a port of a machine; for one reader and one writer."""
+
+    async def read(self) -> bytes:
+        """What came next; empty at the end."""
+        ...
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """Sends; returns when the machine has room for all of it."""
+        ...
+
+    async def end(self) -> None:
+        """Sends no more; the server may still answer."""
+        ...
+
+
 class Run(Protocol):
     """A machine that runs."""
 
@@ -161,6 +216,33 @@ class Suspendable(Protocol):
         Raises:
             Unsupported: It cannot be done with this machine; it goes on running.
         """
+        ...
+
+
+@runtime_checkable
+class Reachable(Protocol):
+    """A run whose TCP ports can be reached from here, whatever network it has."""
+
+    async def probe(self, probe: Probe) -> str:
+        """Asks one of its ports; what it answered, as a line. The caller sets a time limit.
+
+        Raises:
+            CastoffError: It did not answer as it should; the message tells how.
+        """
+        ...
+
+    async def dial(self, port: int, use: Callable[[Connection], Awaitable[T]]) -> T:
+        """Connects to one of its ports; what ``use`` makes of the connection, which ends with it.
+
+        Raises:
+            Invalid: There is no such port.
+            Unavailable: Nobody listens there, or the machine ended.
+            Unsupported: An older castoff booted it.
+        """
+        ...
+
+    def ready(self) -> None:
+        """A check has passed: the machine does what it was started for. The first call counts."""
         ...
 
 

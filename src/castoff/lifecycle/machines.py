@@ -18,6 +18,7 @@ from castoff.errors import CastoffError, Conflict, Invalid, NotFound
 from castoff.lifecycle.actions import Means
 from castoff.lifecycle.admission import check_config
 from castoff.lifecycle.board import Board
+from castoff.lifecycle.checking import Checking, Probed
 from castoff.lifecycle.config import MachineConfig, parse_config
 from castoff.lifecycle.creation import new_machine
 from castoff.lifecycle.database import Database
@@ -97,6 +98,7 @@ class Machines:
         volumes: VolumeFiles,
         region: str = "local",
         notice: Callable[[str], None] = lambda line: None,
+        probed: Probed = lambda http, passed, seconds: None,
     ) -> AsyncIterator[Machines]:
         """Takes up the machines that an earlier agent left, whatever it was doing with them; lets go of all at the end.
 
@@ -107,10 +109,13 @@ class Machines:
             volumes: That they mount.
             region: The one that they are in.
             notice: Called with a line for people.
+            probed: Told of every probe of a check.
         """
         board = Board(database)
         await board.load()
-        machines = cls(Means(board=board, launcher=launcher, secrets=secrets, volumes=volumes, notice=notice), region)
+        checking = Checking(board, notice, probed)
+        means = Means(board=board, launcher=launcher, secrets=secrets, volumes=volumes, notice=notice, checking=checking)
+        machines = cls(means, region)
         for machine in board:
             supervisor = machines._supervisors[machine.id] = Supervisor(machine.id, machines._means)
             await supervisor.recover()

@@ -7,7 +7,7 @@ has up to fifty events.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -17,6 +17,7 @@ from castoff.lifecycle.states import State
 from castoff.machine.model import MachineId
 
 __all__ = [
+    "CHECK_EVENT",
     "Change",
     "CheckStatus",
     "CreateRequest",
@@ -29,6 +30,10 @@ __all__ = [
     "WaitTimeout",
     "Waited",
 ]
+
+
+CHECK_EVENT: Final = "check"
+"""The type of an event that tells that a check's status changed; its ``status`` is that, no state."""
 
 
 class PreconditionFailed(Conflict):
@@ -53,7 +58,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     type: str
     """``launch``, ``start``, ``stop``, ``exit``, ..."""
     status: str
-    """The state that followed."""
+    """The state that followed; of a check, its status."""
     source: str
     """``user``, or ``flyd`` as clients know it: the agent itself."""
     timestamp: int
@@ -72,8 +77,13 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expires: int
 
 
+<<<<<<< HEAD
 class CheckStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a health check found last."""
+=======
+class CheckStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a health check found last: ``status`` is passing, warning or critical."""
+>>>>>>> 246afd1 (Health checks: tcp, http and https, asked through the guest channel; a port of a guest can be dialled under every VMM)
 
     name: str
     status: str

@@ -255,7 +255,9 @@ class Supervisor:
 
     def _follow(self, run: Run) -> None:
         async def follow() -> None:
-            await self._ended(run, await run.wait())
+            async with self._means.checking.beside(self.machine, run):
+                exit = await run.wait()
+            await self._ended(run, exit)
 
         self._spawn(follow())
 

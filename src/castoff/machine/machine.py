@@ -118,7 +118,7 @@ class Machine:
             if isinstance(event, Exit):
                 self._exit = event
             if isinstance(event, Output | Told) or (isinstance(event, Exit) and event.code == 0):
-                self._is_ready()
+                self.mark_ready()
             if isinstance(event, Output):
                 yield event
             elif event is None:
@@ -209,8 +209,9 @@ class Machine:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
-    def _is_ready(self) -> None:
-        """It has said its first word, or that it is ready, or was done without: what it was started for, it does."""
+    def mark_ready(self) -> None:
+        """It has said its first word, or that it is ready, or passed a check, or was done without: what it was started for, it
+        does. The first call counts."""
         if self._hydration is not None:
             self._hydration.ready()
 

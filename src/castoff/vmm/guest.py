@@ -29,6 +29,7 @@ _PROCESS: Final = 13
 _FLAG_TTY: Final = 1
 _FLAG_STDIN: Final = 2
 _FLAG_PROCESSES: Final = 4
+_FLAG_DIAL: Final = 8
 
 _MAX_STRING: Final = 128 * 1024 - 1
 """Linux's MAX_ARG_STRLEN with its NUL: execve refuses longer arguments and variables."""
@@ -96,6 +97,7 @@ class GuestSettings:
         beside: Processes that run with this one: they share its output and get its signals. The first of all to end gives the
             exit code; the others get the stop signal then, and five seconds. Not of an executed command.
         listing: Nothing is run: the guest's init writes the list of processes (castoff.vmm.guest_processes) to stdout.
+        dials: Nothing is run: the guest's init connects to the TCP port ``argv[1]`` of the guest (castoff.vmm.guest_dial).
     """
 
     argv: tuple[str, ...]
@@ -114,6 +116,7 @@ class GuestSettings:
     mounts: tuple[GuestMount, ...] = ()
     beside: tuple[GuestCommand, ...] = ()
     listing: bool = False
+    dials: bool = False
 
 
 def _record(tag: int, value: bytes) -> bytes:
@@ -168,11 +171,15 @@ def _limits(guest: GuestSettings) -> Iterator[bytes]:
     yield from (_record(_RLIMIT, struct.pack("<IQQ", *limit)) for limit in guest.rlimits)
 
 
+def _flags(guest: GuestSettings) -> int:
+    flags = ((guest.tty, _FLAG_TTY), (guest.stdin, _FLAG_STDIN), (guest.listing, _FLAG_PROCESSES), (guest.dials, _FLAG_DIAL))
+    return sum(flag for is_set, flag in flags if is_set)
+
+
 def _records(guest: GuestSettings) -> Iterator[bytes]:
     yield from _command(guest)
     yield _string(_HOSTNAME, "the hostname", guest.hostname)
-    flags = (_FLAG_TTY if guest.tty else 0) | (_FLAG_STDIN if guest.stdin else 0) | (_FLAG_PROCESSES if guest.listing else 0)
-    yield _record(_FLAGS, struct.pack("<I", flags))
+    yield _record(_FLAGS, struct.pack("<I", _flags(guest)))
     yield _record(_WINDOW, struct.pack("<HH", min(guest.rows, 0xFFFF), min(guest.columns, 0xFFFF)))
     yield _record(_STOP_SIGNAL, struct.pack("<I", guest.stop_signal))
     yield _record(_LINGER, struct.pack("<I", min(int(guest.linger * 1000), 0xFFFF_FFFF)))

@@ -1,4 +1,4 @@
-"""The one connection to a guest's control channel that all commands of a run share.
+"""The one connection to a guest's control channel that all commands of a run, and connections to its ports, share.
 
 The channel serves a client at a time: QEMU's socket lets a second one wait, over vsock it ends the first, and a new client's
 hello ends what its predecessor executed (docs/formats.md). Sessions are what it multiplexes, so there is one client.
@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from castoff.errors import CastoffError
 from castoff.vmm.channel import GuestChannel, GuestSession
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_dial import GuestConnection, dialling
 from castoff.vmm.vmm import VmmHandle
 
 __all__ = ["Control"]
@@ -22,8 +23,10 @@ T = TypeVar("T")
 
 _CONNECT: Final = 10.0
 """Seconds in which a guest answers."""
-_AT_ONCE: Final = 16
-"""Commands executed at once; others wait. The guest's init has 32 sessions in all."""
+_COMMANDS: Final = 16
+_PROBES: Final = 8
+_FORWARDS: Final = 32
+"""Sessions at once of each kind, so that none holds up another; more wait. The guest's init has 64 in all."""
 _DIES: Final = 10.0
 """Seconds in which a killed command's end is told."""
 _KILL: Final = 9
@@ -40,7 +43,9 @@ class Control:
         self._handle = handle
         self._channel: GuestChannel | None = None
         self._connecting = asyncio.Lock()
-        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._commands = asyncio.Semaphore(_COMMANDS)
+        self._probes = asyncio.Semaphore(_PROBES)
+        self._forwards = asyncio.Semaphore(_FORWARDS)
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def execute(self, settings: GuestSettings, take: Callable[[GuestSession], Awaitable[T]]) -> T:
@@ -50,18 +55,43 @@ class Control:
             Invalid: No process can be given these settings.
             Unavailable: The machine ended.
         """
-        await self._free.acquire()
+        return await self._converse(self._commands, settings, take)
+
+    async def dial(self, port: int, use: Callable[[GuestConnection], Awaitable[T]], *, probe: bool = False) -> T:
+        """Connects to a port of the guest; what ``use`` makes of the connection, which ends with it.
+
+        Args:
+            port: Which TCP port.
+            use: Does what is to be done.
+            probe: It is short: others than long connections are waited for.
+
+        Raises:
+            Invalid: There is no such port.
+            Unavailable: Nobody listens there, or the machine ended.
+            Unsupported: The guest's init is of an older castoff.
+        """
+
+        async def take(session: GuestSession) -> T:
+            return await use(await GuestConnection.open(session))
+
+        return await self._converse(self._probes if probe else self._forwards, dialling(port), take)
+
+    async def _converse(
+        self, free: asyncio.Semaphore, settings: GuestSettings, take: Callable[[GuestSession], Awaitable[T]]
+    ) -> T:
+        """A session, which has ended, or ends behind, when this returns."""
+        await free.acquire()
         starting = asyncio.create_task(self._start(settings))
         try:
             # Not broken off halfway: the guest would keep a session of which half the settings came.
-            result = await take(await asyncio.shield(starting))
-        except BaseException:
-            ending = asyncio.create_task(self._abandon(starting))
-            self._abandoned.add(ending)
-            ending.add_done_callback(self._abandoned.discard)
-            raise
-        self._free.release()
-        return result
+            return await take(await asyncio.shield(starting))
+        finally:
+            if starting.done() and not starting.cancelled() and starting.exception() is None and starting.result().exit:
+                free.release()
+            else:
+                ending = asyncio.create_task(self._abandon(starting, free))
+                self._abandoned.add(ending)
+                ending.add_done_callback(self._abandoned.discard)
 
     async def shutdown(self) -> None:
         """Asks the guest to end its command by force, and to power off.
@@ -95,7 +125,7 @@ class Control:
     async def _start(self, settings: GuestSettings) -> GuestSession:
         return await (await self._connected()).execute(settings)
 
-    async def _abandon(self, starting: asyncio.Task[GuestSession]) -> None:
+    async def _abandon(self, starting: asyncio.Task[GuestSession], free: asyncio.Semaphore) -> None:
         """Kills a command that nobody waits for, and takes what it still says: it would hold up the others' output."""
         try:
             async with asyncio.timeout(_DIES):
@@ -109,4 +139,4 @@ class Control:
             if self._channel is not None:
                 await self._channel.close()  # the next one's hello ends it
         finally:
-            self._free.release()
+            free.release()

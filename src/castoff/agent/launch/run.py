@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from castoff.agent.launch.control import Control
 from castoff.agent.launch.logs import LogWriter
 from castoff.errors import CastoffError, Invalid, Unavailable
-from castoff.lifecycle.launcher import ExecRequest, ExecResult, ProcessStat, RunExit
+from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, Probe, ProcessStat, RunExit
 from castoff.machine.machine import Machine
 from castoff.machine.model import MachineRecord
 from castoff.store.builds import uninterrupted
@@ -21,6 +22,8 @@ from castoff.vmm.guest import GuestSettings
 from castoff.vmm.guest_processes import LISTING, GuestProcess, read_processes
 
 __all__ = ["HostRun", "Surroundings", "remembered"]
+
+T = TypeVar("T")
 
 _LISTING: Final = 10.0
 """Seconds that the list of processes may take."""
@@ -40,7 +43,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostRun:
-    """Implements castoff.lifecycle.launcher.Run.
+    """Implements castoff.lifecycle.launcher.Run and Reachable.
 
     Args:
         machine: The machine, whose command was started.
@@ -108,6 +111,20 @@ class HostRun:
                 hint="one of them keeps whoever looks at it waiting",
             ) from error
         return [_stat(process) for process in found]
+
+    async def probe(self, probe: Probe) -> str:
+        """See castoff.lifecycle.launcher.Reachable."""
+        from castoff.agent.launch.probe import ask  # here: TLS and an HTTP parser, for those who have checks
+
+        return await self._control.dial(probe.port, lambda connection: ask(connection, probe), probe=True)
+
+    async def dial(self, port: int, use: Callable[[Connection], Awaitable[T]]) -> T:
+        """See castoff.lifecycle.launcher.Reachable."""
+        return await self._control.dial(port, use)
+
+    def ready(self) -> None:
+        """See castoff.lifecycle.launcher.Reachable."""
+        self._machine.mark_ready()
 
     async def detach(self) -> None:
         """See the port."""

@@ -71,9 +71,15 @@ function about({ machine, config }) {
       ["Schedule", config.schedule],
       ["Volumes at", config.mounts.join(", ")],
       ["Services", config.services.join(", ")],
-      ["Checks", config.checks.join(", ")],
     ]),
+    machine.checks.length ? panel("Checks", passing(machine.checks), h("ul", { class: "events" }, machine.checks.map((check) =>
+      h("li", { class: `s-${check.status}` }, h("i", { "aria-hidden": "true" }),
+        h("span", null, h("strong", null, check.name), ` ${check.status}`, h("small", null, check.output)))))) : h("div"),
   ];
+}
+
+function passing(checks) {
+  return `${checks.filter((check) => check.status === "passing").length} of ${checks.length} pass`;
 }
 
 function history(events) {
@@ -85,6 +91,7 @@ function history(events) {
 }
 
 function because(request) {
+  if (request?.check) return h("small", null, `${request.check.name}: ${request.check.output}`);
   const exit = request?.exit_event ?? request?.MonitorEvent?.exit_event;
   if (!exit) return null;
   const words = [`exit code ${exit.exit_code}`];

@@ -76,10 +76,14 @@ export function machinesView({ main, live, signal }) {
   }
 }
 
+function troubled(machine) {
+  return machine.state === "started" && machine.checks.some((check) => check.status === "critical");
+}
+
 function line(machine) {
   const event = machine.event;
   return h("li", null, h("a", { href: `#/machines/${machine.id}` },
-    pill(machine.state),
+    pill(troubled(machine) ? "unhealthy" : machine.state),
     h("span", { class: "who" }, h("strong", null, machine.name || machine.id), h("span", { class: "mono" }, machine.id)),
     h("span", { class: "where" }, h("span", { class: "app" }, machine.app), h("span", { class: "image", title: machine.image }, machine.image)),
     h("span", { class: "last" }, event ? `${event.type} · ` : "", when(event ? event.timestamp : machine.updated))));

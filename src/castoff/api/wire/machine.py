@@ -8,6 +8,7 @@ import msgspec
 
 from castoff.api.answer import moment
 from castoff.api.wire.image import image_reference
+from castoff.lifecycle.checks import check_statuses
 from castoff.lifecycle.model import Event, Lease, Machine
 
 __all__ = ["MachineViews", "event_document", "lease_envelope", "machine_document", "overview_document", "summary_document"]
@@ -22,7 +23,7 @@ def machine_document(machine: Machine) -> dict[str, Any]:
     document["events"] = [event_document(event) for event in machine.events]
     document["checks"] = [
         {"name": check.name, "status": check.status, "output": check.output, "updated_at": moment(check.updated)}
-        for check in machine.checks
+        for check in check_statuses(machine)
     ]
     document["host_status"] = "ok"
     return document
