@@ -31,7 +31,7 @@ def test_its_limits_are_the_codes() -> None:
         f"{settings.requests_per_second:.0f} a second, {settings.request_burst} at once",
         f"| a request's body | {settings.request_bytes >> 20} MiB |",
         f"| {settings.client_timeout:.0f} s, then it is cut off |",
-        f"| {control._AT_ONCE} commands at once a machine",
+        f"| {control._COMMANDS} commands at once a machine",
         f"{ExecRequest(argv=('true',)).limit >> 20} MiB of each output stream",
         f"| a log line | {logs._LONGEST >> 10} KiB",
         f"up to {logs._KEPT + 1} files of {logs._FULL >> 20} MiB a machine",

@@ -12,13 +12,8 @@ import msgspec
 from castoff.errors import NotFound
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.ids import Ulids, milliseconds
-<<<<<<< HEAD
-from castoff.lifecycle.model import Change, Event, Machine, Waited, WaitTimeout
-from castoff.lifecycle.rows import KEPT_EVENTS, delete_machine, load_machines, save_machines
-=======
 from castoff.lifecycle.model import CHECK_EVENT, Change, CheckStatus, Event, Machine, Waited, WaitTimeout
-from castoff.lifecycle.rows import KEPT_EVENTS, delete_machine, load_machines, save_machine
->>>>>>> 246afd1 (Health checks: tcp, http and https, asked through the guest channel; a port of a guest can be dialled under every VMM)
+from castoff.lifecycle.rows import KEPT_EVENTS, delete_machine, load_machines, save_machines
 from castoff.lifecycle.states import State, check_transition
 
 __all__ = ["Board"]

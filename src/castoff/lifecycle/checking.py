@@ -32,7 +32,8 @@ _FIRST: Final = 0.5
 """Seconds within which a machine that has just started is asked first. The pauses after that are each twice as long as the one
 before, until they are the interval: whoever waits for a machine waits for that."""
 _TOLD_AGAIN: Final = 30_000
-"""Milliseconds after which it is told that a check's status is still the same, or that only its words have changed."""
+_REWORDED: Final = 5_000
+"""Milliseconds after which it is told that a check's status is still the same, and that its words have changed."""
 _EVENTS_APART: Final = 30.0
 _LONGEST_OUTPUT: Final = 512
 
@@ -158,7 +159,11 @@ class _Watch:
 
     async def _keep(self, status: str, output: str) -> None:
         now, last = milliseconds(), self._last
-        if last is not None and last.status == status and now - last.updated < _TOLD_AGAIN:
+        if (
+            last is not None
+            and last.status == status
+            and (now - last.updated < (_TOLD_AGAIN if last.output == output else _REWORDED))
+        ):
             return
         found = CheckStatus(name=self._check.name, status=status, output=output, updated=now)
         worth = status != self._event and (status != WARNING or self._event != "")

@@ -77,13 +77,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expires: int
 
 
-<<<<<<< HEAD
 class CheckStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a health check found last."""
-=======
-class CheckStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a health check found last: ``status`` is passing, warning or critical."""
->>>>>>> 246afd1 (Health checks: tcp, http and https, asked through the guest channel; a port of a guest can be dialled under every VMM)
 
     name: str
     status: str
