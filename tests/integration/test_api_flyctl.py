@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.api_server import Api, running
+
+from oci_builder import build_image, write_layout
 
 COMPACT = (
     "query ($appName: String!) { appcompact:app(name: $appName) { id name hostname deployed network status appUrl "
@@ -52,6 +55,24 @@ async def test_images(api: Api) -> None:
     assert (await api.ask("POST", "/graphql", body))["data"]["app"]["image"] is None
 
 
+async def test_images_on_the_hosts_disk(tmp_path: Path) -> None:
+    """Known where the operator allowed the directory, by their path alone: flyctl would put a digest behind it. Elsewhere a
+    client does not learn whether there is one."""
+    query = 'query ($ref: String!) { app(name: "mine") { image(ref: $ref) { digest ref compressedSize: compressedSizeFull } } }'
+    allowed = write_layout(tmp_path / "images" / "one", {"latest": build_image([b""])})
+    hidden = write_layout(tmp_path / "hidden", {"latest": build_image([b""])})
+    async with running(tmp_path, rootfs_directories=(tmp_path / "images",)) as api:
+
+        async def asked(reference: str) -> Any:
+            return await api.ask("POST", "/graphql", {"query": query, "variables": {"ref": reference}}, token="mine")
+
+        image = (await asked(f"oci:{allowed}:latest"))["data"]["app"]["image"]
+        assert (image["digest"], image["ref"]) == ("", f"oci:{allowed}:latest") and int(image["compressedSize"]) > 0
+        others = (hidden, tmp_path / "nothing", f"{allowed}/../../hidden")
+        texts = {(await asked(f"oci:{path}"))["errors"][0]["message"] for path in others}
+        assert len(texts) == 1 and "rootfs_directories" in texts.pop()
+
+
 async def test_machine_organizations_regions_and_issues(api: Api) -> None:
     """The other root fields."""
     made = await api.ask("POST", "/v1/apps/mine/machines", {"config": {"image": "alpine"}, "skip_launch": True})
@@ -66,6 +87,21 @@ async def test_machine_organizations_regions_and_issues(api: Api) -> None:
     data = (await api.ask("POST", "/graphql", {"query": query}))["data"]
     assert data["organizations"]["nodes"][0]["slug"] == "personal"
     assert data["nearestRegion"]["code"] == "local" and data["apphostissues"]["hostIssues"]["nodes"] == []
+
+
+async def test_lists_of_apps(api: Api) -> None:
+    """Of the organization; a token for one app sees that one; no app has a role."""
+    query = (
+        "query($org: ID, $role: String) { apps(organizationId: $org, role: $role) { nodes { name } pageInfo { hasNextPage } } }"
+    )
+
+    async def names(token: str = "operator", **variables: str) -> list[str]:
+        body = {"query": query, "variables": variables}
+        return [app["name"] for app in (await api.ask("POST", "/graphql", body, token=token))["data"]["apps"]["nodes"]]
+
+    assert await names() == await names(org="personal") == ["mine", "other"]
+    assert await names("mine") == ["mine"]
+    assert await names(org="foreign") == await names(role="postgres_cluster") == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from castoff.api.graphql.execute import Json, Resolver
 from castoff.api.parts import Parts
 from castoff.api.ports import App, Release
 from castoff.api.wire.app import app_document
-from castoff.api.wire.image import is_local
+from castoff.api.wire.image import check_image, is_local
 from castoff.errors import NotFound
 from castoff.lifecycle.model import Machine
 
@@ -77,15 +77,15 @@ def app_fields(parts: Parts, grant: Grant, name: str) -> dict[str, Any]:
         "certificates": _NONE,
         "limitedAccessTokens": _NONE,
         "services": [],
-        **_resolvers(parts, found),
+        **_resolvers(parts, grant, found),
     }
 
 
-def _resolvers(parts: Parts, app: App) -> dict[str, Resolver]:
+def _resolvers(parts: Parts, grant: Grant, app: App) -> dict[str, Resolver]:
     """What is looked up only where it is asked for."""
 
     async def image(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-        return await _image(parts, str(arguments.get("ref") or ""))
+        return await _image(parts, grant, str(arguments.get("ref") or ""))
 
     async def current(_: Mapping[str, Any]) -> dict[str, Any] | None:
         release = await parts.releases.current(app.name)
@@ -155,18 +155,19 @@ def _release(release: Release) -> dict[str, Any]:
     }
 
 
-async def _image(parts: Parts, reference: str) -> dict[str, Any] | None:
-    """null says to flyctl that there is no such image; whatever else went wrong it shall show."""
-    if is_local(reference):
-        raise NotFound("an image on the host's disk has no place in a registry")
+async def _image(parts: Parts, grant: Grant, reference: str) -> dict[str, Any] | None:
+    """null says to flyctl that there is no such image; whatever else went wrong it shall show. It puts the digest behind the
+    reference, where there is one: an image on the host's disk is known by its path alone."""
+    check_image(reference, grant, parts.settings.rootfs_directories)
     try:
         image = await parts.images.describe(reference)
     except NotFound:
         return None
+    local = is_local(reference)
     return {
         "id": image.digest,
-        "digest": image.digest,
-        "ref": image.reference,
+        "digest": "" if local else image.digest,
+        "ref": reference if local else image.reference,
         "compressedSize": str(image.size),
         "compressedSizeFull": str(image.size),
         "manifest": Json({"annotations": dict(image.annotations)}),

@@ -1,4 +1,4 @@
-"""What the description has and this server has not: each answers 501 and says why."""
+"""What the description has, or flyctl wants, and this server has not: each answers 501 and says why."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _APP = "/v1/apps/{app}"
 _NO_PROXY = "castoff has no proxy in front of machines, so apps have no addresses and no certificates of their own"
 _NO_KEYS = "castoff keeps no keys for apps; secrets can be set"
 _NO_MEMORY = "castoff does not change the memory of a machine that runs; update its config.guest.memory_mb"
+_NO_BUILDS = "castoff builds no images: build it elsewhere, push it to a registry, and deploy it with --image"
 _NO_MACAROONS = "castoff's tokens are opaque; make one with `castoff token create`"
 
 UNSERVED: Final = MappingProxyType(
@@ -42,6 +43,7 @@ UNSERVED: Final = MappingProxyType(
         ("POST", f"{_APP}/secretkeys/{{name}}/generate"): _NO_KEYS,
         ("POST", f"{_APP}/secretkeys/{{name}}/sign"): _NO_KEYS,
         ("POST", f"{_APP}/secretkeys/{{name}}/verify"): _NO_KEYS,
+        ("POST", "/api/v1/builds/depot_builder"): _NO_BUILDS,
         ("POST", "/v1/tokens/authenticate"): _NO_MACAROONS,
         ("POST", "/v1/tokens/authorize"): _NO_MACAROONS,
         ("POST", "/v1/tokens/oidc"): "castoff issues no OpenID Connect tokens",
