@@ -11,6 +11,7 @@ import pytest
 
 from castoff.vmm.channel import GuestChannel, Ready
 from castoff.vmm.guest import GuestCommand, GuestSettings
+from castoff.vmm.guest_processes import GuestSocket
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import QemuSettings, VmmSettings
@@ -36,8 +37,9 @@ async def guests(rootfs: Path, kernels: Path) -> AsyncIterator[Guests]:
 
 
 async def test_processes_are_listed_without_a_program_of_the_image(guests: Guests) -> None:
-    """Command line, CPU time, memory, directory, parent; no kernel threads; on either channel."""
-    script = "cd /srv; sleep 1111 & i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo up; wait"
+    """Command line, CPU time, memory, directory, parent, where they listen; no kernel threads; on either channel."""
+    script = "cd /srv; httpd -p 0.0.0.0:8080 -h /; httpd -p 8081 -h /; sleep 1111 & i=0; "
+    script += "while [ $i -lt 20000 ]; do i=$((i+1)); done; echo up; wait"
     async with guests.boot("listed", "sh", "-c", script) as booted:
         await until(booted.channel, b"up\n")
         async with await GuestChannel.connect(booted.handle, 20, control=True) as control:
@@ -46,6 +48,8 @@ async def test_processes_are_listed_without_a_program_of_the_image(guests: Guest
         sleeper = found["sleep 1111"]
         assert sleeper.parent == shell.pid and sleeper.directory == shell.directory == "/srv"
         assert shell.parent == 1 and shell.name == "sh" and shell.user_seconds + shell.system_seconds > 0
+        assert found["httpd -p 0.0.0.0:8080 -h /"].sockets == (GuestSocket("tcp", "0.0.0.0:8080"),)
+        assert found["httpd -p 8081 -h /"].sockets == (GuestSocket("tcp", "[::]:8081"),) and shell.sockets == ()
         assert 0 < shell.rss < 64 << 20 and 0 < shell.started_seconds < 600
         assert not [command for command in found if "kthread" in command or "kworker" in command]
         assert found.keys() == {process.command or process.name for process in await booted.channel.processes()}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from castoff.errors import Invalid
 from castoff.vmm.guest import GuestCommand, GuestSettings, encode_settings
-from castoff.vmm.guest_processes import GuestProcess, parse_processes
+from castoff.vmm.guest_processes import GuestProcess, GuestSocket, parse_processes
 
 
 def listed(pid: int, name: bytes, command: bytes, directory: bytes) -> bytes:
@@ -31,6 +31,22 @@ def test_a_list_is_read() -> None:
         GuestProcess(9, 1, 2.5, 0.5, 10.0, 4096, "x\ufffd", "", ""),
     ]
     assert parse_processes(b"") == []
+
+
+def listening(pid: int, protocol: bytes, address: bytes) -> bytes:
+    """Where a process listens, as guest/processes.c writes it."""
+    return struct.pack("<IIQQQQHHH", 0, pid, 0, 0, 0, 0, len(protocol), len(address), 0) + protocol + address
+
+
+def test_where_processes_listen() -> None:
+    """Each by its process; one that names none that is listed is left out."""
+    data = listed(7, b"httpd", b"", b"/") + listening(7, b"tcp", b"0.0.0.0:80") + listening(7, b"tcp", b"[::]:\x1b80")
+    found = parse_processes(data + listening(8, b"udp", b"0.0.0.0:53") + listed(9, b"sh", b"", b"/"))
+    assert [process.pid for process in found] == [7, 9]
+    assert found[0].sockets == (GuestSocket("tcp", "0.0.0.0:80"), GuestSocket("tcp", "[::]:?80"))
+    assert found[1].sockets == ()
+    with pytest.raises(Invalid, match="broken"):
+        parse_processes(listening(7, b"", b"") * 65_537)
 
 
 @given(st.binary(max_size=400))

@@ -24,6 +24,7 @@ __all__ = [
     "ExecResult",
     "Launch",
     "Launcher",
+    "ListenSocket",
     "Probe",
     "ProcessStat",
     "Reachable",
@@ -115,6 +116,14 @@ class ExecResult:
     stderr: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class ListenSocket:
+    """Where a process listens: ``proto`` is tcp or udp, ``address`` has the port behind a colon."""
+
+    proto: str
+    address: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessStat:
     """A process of a guest, in clock ticks (proc(5)): ``stime`` of the kernel's work for it, ``rtime`` from the guest's boot
@@ -127,6 +136,7 @@ class ProcessStat:
     rss: int
     command: str
     directory: str
+    listen_sockets: tuple[ListenSocket, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from castoff.errors import Invalid, Unsupported
 from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
 
-__all__ = ["LISTING", "GuestProcess", "parse_processes", "read_processes"]
+__all__ = ["LISTING", "GuestProcess", "GuestSocket", "parse_processes", "read_processes"]
 
 LISTING: Final = GuestSettings(argv=("castoff-processes",), listing=True)
 """What a channel executes to get the list. An init that knows nothing of it finds no such program."""
 
 _HEADER: Final = struct.Struct("<IIQQQQHHH")
 _MAX_PROCESSES: Final = 4096
-_MAX_BYTES: Final = _MAX_PROCESSES * (_HEADER.size + 64 + 256 + 1024)
+_MAX_SOCKETS: Final = 65536
+_MAX_BYTES: Final = _MAX_PROCESSES * (_HEADER.size + 64 + 256 + 1024) + _MAX_SOCKETS * (_HEADER.size + 128)
 _TICKS: Final = 100
 """A second has that many clock ticks in what Linux tells (USER_HZ), on every architecture that castoff boots."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSocket:
+    """Where a process listens: ``tcp`` or ``udp``, and ``ADDRESS:PORT``, an IPv6 address in brackets."""
+
+    protocol: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,7 @@ class GuestProcess:
         name: Its name, at most 63 bytes.
         command: Its command line, words apart by spaces, at most 256 bytes; empty: it hides it, or has ended.
         directory: Its working directory; empty: unknown.
+        sockets: Where it listens; none where an older castoff booted the machine.
     """
 
     pid: int
@@ -45,6 +55,7 @@ class GuestProcess:
     name: str
     command: str
     directory: str
+    sockets: tuple[GuestSocket, ...] = ()
 
 
 async def read_processes(session: GuestSession) -> list[GuestProcess]:
@@ -81,9 +92,10 @@ def parse_processes(data: bytes) -> list[GuestProcess]:
         Invalid: It is cut short, or longer than any guest's.
     """
     found: list[GuestProcess] = []
-    at = 0
+    sockets: dict[int, list[GuestSocket]] = {}
+    at = count = 0
     while at < len(data):
-        if len(data) - at < _HEADER.size or len(found) == _MAX_PROCESSES:
+        if len(data) - at < _HEADER.size or len(found) == _MAX_PROCESSES or count == _MAX_SOCKETS:
             raise _broken()
         pid, parent, user, system, started, rss, *lengths = _HEADER.unpack_from(data, at)
         at += _HEADER.size
@@ -93,8 +105,14 @@ def parse_processes(data: bytes) -> list[GuestProcess]:
             at += length
         if at > len(data):
             raise _broken()
-        found.append(GuestProcess(pid, parent, user / _TICKS, system / _TICKS, started / _TICKS, rss, *texts))
-    return found
+        if pid:
+            name, command, directory = texts
+            times = (user / _TICKS, system / _TICKS, started / _TICKS)
+            found.append(GuestProcess(pid, parent, *times, rss, name, command, directory))
+        else:
+            count += 1
+            sockets.setdefault(parent, []).append(GuestSocket(*texts[:2]))
+    return [replace(process, sockets=tuple(sockets[process.pid])) if process.pid in sockets else process for process in found]
 
 
 def _broken() -> Invalid:

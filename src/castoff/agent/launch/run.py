@@ -13,7 +13,7 @@ import msgspec
 from castoff.agent.launch.control import Control
 from castoff.agent.launch.logs import LogWriter
 from castoff.errors import CastoffError, Invalid, Unavailable
-from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, Probe, ProcessStat, RunExit
+from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, ListenSocket, Probe, ProcessStat, RunExit
 from castoff.machine.machine import Machine
 from castoff.machine.model import MachineRecord
 from castoff.store.builds import uninterrupted
@@ -212,4 +212,5 @@ def _stat(process: GuestProcess) -> ProcessStat:
         rss=process.rss,
         command=process.command or process.name,
         directory=process.directory,
+        listen_sockets=tuple(ListenSocket(socket.protocol, socket.address) for socket in process.sockets),
     )

@@ -246,7 +246,7 @@ async def processes(request: web.Request) -> web.Response:
         raise Invalid("query: sort_by or order is none", hint=f"sort by {', '.join(sorted(_PS_ORDERS))}; asc or desc")
     found = [dataclasses.asdict(process) for process in await _machines(request).processes(*_names(request))]
     found.sort(key=lambda process: process[by], reverse=order == "desc")
-    return json_answer([{**process, "listen_sockets": []} for process in found])
+    return json_answer(found)
 
 
 async def cordon(request: web.Request) -> web.Response:
