@@ -13,6 +13,7 @@ from tests.api_server import Api, running
 
 from castoff.agent.applogs import app_log_routes
 from castoff.agent.launch.logs import Logs
+from castoff.errors import NotFound
 
 RELEASES = "/api/v1/releases"
 OF_APP = "/api/v1/apps/mine/releases"
@@ -214,3 +215,12 @@ async def test_a_first_page_among_lines_of_one_time(api: Api, tmp_path: Path) ->
     write(tmp_path / "logs", id, [(now, "more")])
     following = await api.ask("GET", LOGS, params=first["meta"])
     assert [line["attributes"]["message"] for line in following["data"]] == ["more"]
+
+
+async def test_a_release_needs_its_app(api: Api) -> None:
+    """Also at the moment of writing: the next app of that name has none of its predecessor's."""
+    await api.ask("DELETE", "/v1/apps/mine", status=202)
+    with pytest.raises(NotFound):
+        await api.parts.releases.create("mine", image="", strategy="", definition={}, owner="me")
+    await api.ask("POST", "/v1/apps", {"name": "mine"}, status=201)
+    assert (await api.ask("GET", OF_APP))["releases"] == []

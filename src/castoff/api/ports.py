@@ -251,7 +251,11 @@ class Releases(Protocol):
         ...
 
     async def create(self, app: str, *, image: str, strategy: str, definition: Mapping[str, Any], owner: str) -> Release:
-        """Writes one down, ``pending``."""
+        """Writes one down, ``pending``.
+
+        Raises:
+            NotFound: There is no such app.
+        """
         ...
 
     async def set_status(self, id: str, status: str) -> Release:

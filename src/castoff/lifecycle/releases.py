@@ -86,10 +86,16 @@ class Releases:
         return found[0]
 
     async def create(self, app: str, *, image: str, strategy: str, definition: Mapping[str, Any], owner: str) -> Release:
-        """Writes one down, as the app's newest; it is ``pending``."""
+        """Writes one down, as the app's newest; it is ``pending``.
+
+        Raises:
+            NotFound: There is no such app; also one that is deleted just then leaves no release to its successor.
+        """
         text = msgspec.json.encode(definition).decode()
 
         def insert(connection: sqlite3.Connection) -> Release:
+            if connection.execute("SELECT 1 FROM apps WHERE name = ?", (app,)).fetchone() is None:
+                raise NotFound(f"app not found: {app[:80]!r}")
             query = "SELECT coalesce(max(version), 0) FROM releases WHERE app = ?"
             release = Release(
                 id=self._ids.next(),
