@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.api_server import Api, running
 
+from castoff.fakes.launcher import World
+
 MACHINES = "/v1/apps/mine/machines"
 CONFIG = {"image": "alpine:3.20", "env": {"A": "1"}, "metadata": {"role": "web"}, "unknown_field": {"kept": [1, None]}}
 
@@ -26,6 +28,23 @@ async def created(api: Api, **body: object) -> str:
     if not body.get("skip_launch"):
         await api.ask("GET", f"{MACHINES}/{machine['id']}/wait?state=started&timeout=20")
     return str(machine["id"])
+
+
+async def test_who_waits_for_the_start_of_a_machine_that_fails_is_told(tmp_path: Path) -> None:
+    """At once and why, by the one status at which flyctl does not ask again; who waits for the failure as well gets it; a start
+    begins anew."""
+    world = World()
+    world.failing.add("broken")
+    async with running(tmp_path, world=world) as api:
+        machine = await api.ask("POST", MACHINES, {"config": {"image": "broken", "restart": {"policy": "no"}}})
+        one = f"{MACHINES}/{machine['id']}"
+        said = await api.ask("GET", f"{one}/wait?state=started&timeout=60", status=400)
+        assert "failed to start: broken does not boot" in said["message"]
+        assert (await api.ask("GET", f"{one}/wait?state=started&state=failed&timeout=60"))["state"] == "failed"
+        assert (await api.ask("GET", f"{one}/wait?state=settled&timeout=60"))["state"] == "failed"
+        world.failing.clear()
+        await api.ask("POST", f"{one}/start")
+        assert (await api.ask("GET", f"{one}/wait?state=started&timeout=60"))["state"] == "started"
 
 
 async def test_a_machine_is_made_and_waited_for(api: Api) -> None:

@@ -12,7 +12,7 @@ from castoff.api.errors import Refusal
 from castoff.api.parts import PARTS
 from castoff.api.wire.machine import event_document
 from castoff.errors import Invalid
-from castoff.lifecycle.model import WaitTimeout
+from castoff.lifecycle.model import Machine, WaitTimeout
 from castoff.lifecycle.states import SETTLED, State
 
 __all__ = ["ROUTES"]
@@ -33,18 +33,29 @@ async def wait(request: web.Request) -> web.Response:
         if word not in _AWAITED:
             raise Invalid(f"query: state {word[:32]!r} is none", hint=f"they are {', '.join(_AWAITED)}")
     machines = request.app[PARTS].machines
+    states = frozenset[State]().union(*(_AWAITED[word] for word in words))
+    ends = {State.FAILED} if states == {State.STARTED} else set()
     try:
         waited = await machines.wait(
             app,
             id,
-            states=frozenset[State]().union(*(_AWAITED[word] for word in words)),
+            states=states | ends,
             version=request.query.get("version") or request.query.get("instance_id") or None,
             from_event_id=request.query.get("from_event_id") or None,
             timeout=float(_seconds(request)),
         )
     except WaitTimeout as error:
         raise Refusal(_timeout_text(str(error), words), http=408, word="deadline_exceeded") from error
+    if waited.state in ends:
+        raise Invalid(f"machine {id} failed to start: {_failure(machines.get(app, id))}", hint="mend that, and start it again")
     return json_answer({"ok": True, "state": waited.state.value, "version": waited.version, "event_id": waited.event_id})
+
+
+def _failure(machine: Machine) -> str:
+    """Why a machine failed. It will not start by itself, so whoever waits for that is told at once: at any status but 400 flyctl
+    asks again, for five minutes, and says nothing of it."""
+    reasons = (event.request["error"] for event in machine.events if event.request and "error" in event.request)
+    return str(next(reasons, "its events say more"))
 
 
 def _seconds(request: web.Request) -> int:
