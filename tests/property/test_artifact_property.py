@@ -14,7 +14,7 @@ from artifacts import MINE, STRANGER, artifact_of, as_image, built, referrer, si
 from castoff.artifact.artifact import ArtifactLayer, Blob
 from castoff.artifact.candidates import Candidate, read_artifact, sort_signatures
 from castoff.artifact.manifest import MAX_INDEX, MAX_PACK, ArtifactManifest, Subject, encode_manifest, parse_manifest
-from castoff.artifact.signature import Signature, read_signature, sign
+from castoff.artifact.signature import read_signature, sign
 from castoff.errors import CastoffError, Invalid
 from castoff.image.digest import Digest
 from castoff.image.media import OCI_MANIFEST
@@ -95,8 +95,6 @@ def test_any_bit_changed_in_a_signature_makes_it_worthless(name: str, bit: int) 
     annotations[name] = text.decode("latin-1")
     row = Referrer(Digest.parse(SIGNATURE.digest), 1, OCI_MANIFEST, "application/vnd.castoff.signature.v1", annotations)
     found = sort_signatures([row], as_image(IMAGE), trusting(MINE), "here")
-    if _same_value(annotations):  # base64 has spare bits in its last character, which mean nothing
-        return
     assert found.candidates == ()
     assert len(found.wrong) + len(found.strange) == 1
 
@@ -121,14 +119,6 @@ def test_annotations_that_are_none_are_refused(annotations: dict[str, str]) -> N
     """With an error of ours."""
     with pytest.raises(Invalid):
         read_signature(annotations)
-
-
-def _same_value(annotations: dict[str, str]) -> bool:
-    try:
-        changed: Signature | None = read_signature(annotations)
-    except Invalid:
-        changed = None
-    return changed == read_signature(referrer(SIGNATURE)["annotations"])
 
 
 def _paths(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from artifacts import MINE, STRANGER
-from castoff.artifact.keys import KEY_PREFIX, HostKey, PublicKey, find_host_key, host_key, keys_directory
+from castoff.artifact.keys import (
+    KEY_PREFIX,
+    HostKey,
+    PublicKey,
+    decode_signature,
+    encode_signature,
+    find_host_key,
+    host_key,
+    keys_directory,
+)
 from castoff.artifact.trust import distrust, load_trust, read_key, trust_key
 from castoff.errors import CastoffError, Conflict, Invalid, NotFound, Unauthorized
 
@@ -29,6 +38,18 @@ def mode(path: Path) -> int:
 
 
 # Keys
+
+
+def test_a_signature_is_written_in_one_way() -> None:
+    """Spare bits, padding, another alphabet's letters and what is none are refused: whoever changes a byte is seen."""
+    value = bytes(range(192, 256))
+    text = encode_signature(value)
+    assert decode_signature(text) == value
+    spare = text[:-1] + chr(ord(text[-1]) + 1)
+    for other in (spare, text + "==", text + "\n", text[:-1] + "!", text.replace("_", "/"), text[:43] + "\n" + text[43:-1], ""):
+        assert other != text
+        with pytest.raises(Invalid, match="not an Ed25519 signature"):
+            decode_signature(other)
 
 
 def test_a_key_is_written_in_one_way() -> None:

@@ -52,6 +52,28 @@ async def test_pieces_do_not_matter(case: Case, sizes: tuple[int, ...]) -> None:
     assert await taken(case, case.data, sizes) == await taken(case, case.data)
 
 
+async def test_chunks_that_are_here_no_longer_are_left_out(case: Case, tmp_path: Path) -> None:
+    """Evicted, so zeros stand there: the others come as ever, and nothing of the file is left over."""
+    evicted = expected(case)[3]
+    segment = case.layers[evicted.diff_id][0]
+    with segment.open("r+b") as file:
+        file.seek(evicted.number * CHUNK)
+        file.write(bytes(len(case.bytes_of(evicted))))
+    pack = write_hot_pack(case.profile, case.layers, tmp_path / "fewer")
+    assert pack is not None
+    data = (tmp_path / "fewer").read_bytes()
+    assert (Digest.of(data), len(data)) == (pack.digest, pack.size)
+    found = await taken(case, data)
+    assert [chunk for chunk, _ in found] == [chunk for chunk in expected(case) if chunk != evicted]
+    assert all(data == case.bytes_of(chunk) for chunk, data in found)
+
+
+async def test_of_nothing_there_is_no_file(case: Case, tmp_path: Path) -> None:
+    """An image without layers here."""
+    assert write_hot_pack(case.profile, {}, tmp_path / "none") is None
+    assert not (tmp_path / "none").exists()
+
+
 async def test_the_blob_is_the_same_each_time(case: Case, tmp_path: Path) -> None:
     """Same profile, same chunks, same bytes; the digest is theirs."""
     again = write_hot_pack(case.profile, case.layers, tmp_path / "again")

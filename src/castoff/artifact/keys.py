@@ -31,6 +31,8 @@ __all__ = [
     "PublicKey",
     "alone",
     "check_directories",
+    "decode_signature",
+    "encode_signature",
     "find_host_key",
     "host_key",
     "keys_directory",
@@ -41,6 +43,7 @@ KEY_PREFIX: Final = "castoff-ed25519:"
 PRIVATE_PREFIX: Final = "castoff-ed25519-private:"
 
 _SIZE = 32
+_SIGNATURE_SIZE = 64
 _FILE_LIMIT = 4096
 _P = 2**255 - 19
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
@@ -212,6 +215,27 @@ def _check_owner(path: Path, status: os.stat_result, *, secret: bool = False) ->
     if stat.S_IMODE(status.st_mode) & (0o077 if secret else 0o022):
         what, mode = ("read", "600") if secret else ("change", "go-w")
         raise Unauthorized(f"others may {what} {path}, which decides who is believed", hint=f"chmod {mode} {path}")
+
+
+def encode_signature(value: bytes) -> str:
+    """A signature as annotations hold it: URL-safe base64 without padding."""
+    return _encode(value)
+
+
+def decode_signature(text: str) -> bytes:
+    """The 64 bytes of a signature, written in the one way that there is: base64 has spare bits, and Python's passes over
+    what is not of its alphabet, so that one signature would have many names.
+
+    Raises:
+        Invalid: It is none.
+    """
+    try:
+        value = urlsafe_b64decode(text + "==") if len(text) == 86 and text.isascii() else b""
+    except binascii.Error:
+        value = b""
+    if len(value) != _SIGNATURE_SIZE or _encode(value) != text:
+        raise Invalid(f"{text[:100]!r} is not an Ed25519 signature")
+    return value
 
 
 def _encode(raw: bytes) -> str:

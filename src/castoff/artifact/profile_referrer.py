@@ -8,16 +8,14 @@ each. docs/formats.md has it ("Boot profile").
 
 from __future__ import annotations
 
-import binascii
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from castoff.artifact.artifact import Blob
 from castoff.artifact.document import encode_referrer
-from castoff.artifact.keys import HostKey, PublicKey
+from castoff.artifact.keys import HostKey, PublicKey, decode_signature, encode_signature
 from castoff.errors import Invalid
 from castoff.image.digest import Digest
 
@@ -81,7 +79,7 @@ class ProfileReferrer:
 
     def annotations(self) -> dict[str, str]:
         """As a manifest carries it."""
-        value = urlsafe_b64encode(self.value).decode("ascii").rstrip("=")
+        value = encode_signature(self.value)
         return {IMAGE: str(self.image), **self._facts(), KEY: str(self.key), VALUE: value}
 
     def _facts(self) -> dict[str, str]:
@@ -129,7 +127,7 @@ def read_profile_referrer(annotations: Mapping[str, str]) -> ProfileReferrer:
         _number(boots, 1024),
         _number(recorded, 1 << 40),
         PublicKey.parse(key),
-        _signature(value),
+        decode_signature(value),
     )
 
 
@@ -160,13 +158,3 @@ def _number(text: str, limit: int) -> int:
     if _NUMBER.match(text) is None or int(text) > limit:
         raise Invalid(f"{text[:100]!r} is not a number from 1 to {limit}")
     return int(text)
-
-
-def _signature(text: str) -> bytes:
-    try:
-        value = urlsafe_b64decode(text + "==") if len(text) == 86 and text.isascii() else b""
-    except binascii.Error:
-        value = b""
-    if len(value) != 64:
-        raise Invalid(f"{text[:100]!r} is not an Ed25519 signature")
-    return value

@@ -8,14 +8,12 @@ that one request finds artifact and signatures.
 
 from __future__ import annotations
 
-import binascii
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from castoff.artifact.document import EMPTY, encode_referrer
-from castoff.artifact.keys import HostKey, PublicKey
+from castoff.artifact.keys import HostKey, PublicKey, decode_signature, encode_signature
 from castoff.errors import Invalid
 from castoff.image.digest import Digest
 
@@ -33,8 +31,6 @@ ARTIFACT: Final = "vnd.castoff.signature.artifact"
 VALUE: Final = "vnd.castoff.signature.value"
 """Annotation: the 64 bytes of the signature, in URL-safe base64 without padding."""
 
-_SIZE = 64
-
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -51,7 +47,7 @@ class Signature:
 
     def annotations(self) -> dict[str, str]:
         """As a manifest carries it."""
-        value = urlsafe_b64encode(self.value).decode("ascii").rstrip("=")
+        value = encode_signature(self.value)
         return {KEY: str(self.key), IMAGE: str(self.image), ARTIFACT: str(self.artifact), VALUE: value}
 
 
@@ -93,17 +89,7 @@ def read_signature(annotations: Mapping[str, str]) -> Signature:
         key, image, artifact, value = (annotations[name] for name in (KEY, IMAGE, ARTIFACT, VALUE))
     except KeyError as error:
         raise Invalid(f"it has no annotation {error.args[0]}") from error
-    return Signature(PublicKey.parse(key), Digest.parse(image), Digest.parse(artifact), _read_value(value))
-
-
-def _read_value(text: str) -> bytes:
-    try:
-        value = urlsafe_b64decode(text + "==") if len(text) <= 2 * _SIZE and text.isascii() else b""
-    except binascii.Error:
-        value = b""
-    if len(value) != _SIZE:
-        raise Invalid(f"{text[:100]!r} is not an Ed25519 signature")
-    return value
+    return Signature(PublicKey.parse(key), Digest.parse(image), Digest.parse(artifact), decode_signature(value))
 
 
 def _message(image: Digest, artifact: Digest) -> bytes:

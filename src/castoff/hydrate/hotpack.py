@@ -5,15 +5,16 @@ hold the same chunks as those of the packs, so each is checked by its layer's in
 trust: one that was tampered with can be slow, but never wrong. What fails in it is fetched from the packs like any other chunk.
 
 Version 1 holds whole chunks. Boots touch about two thirds of the 4 KiB blocks of their chunks, so a pack of blocks would be
-a third smaller; it needs digests of blocks, and is a later version's.
+a third smaller; it needs digests of blocks, and is a later version's (docs/lazy.md, "What it costs", has the figures).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -37,6 +38,7 @@ _HEAD: Final = Struct("<II8sIIII32s")
 _MAGIC: Final = b"castoffB"
 _ROW: Final = np.dtype([("layer", "<u2"), ("zero", "<u2"), ("chunk", "<u4"), ("length", "<u4")])
 _MAX_LAYERS: Final = 1 << 16
+_PIECE: Final = 1 << 20
 
 HEAD_SIZE: Final = _HEAD.size
 MAX_FRAME: Final = CHUNK + 1024
@@ -119,32 +121,50 @@ def write_hot_pack(profile: Profile, layers: Mapping[Digest, tuple[Path, LayerIn
     Raises:
         NoSpace, Unavailable: The disk is full, or failed.
     """
-    with _Segments(layers) as segments:
-        chunks = [chunk for chunk in profile.chunks if segments.read(chunk) is not None]
-        if not chunks:
-            return None
-        names = sorted({chunk.diff_id for chunk in chunks})
-        size = HEAD_SIZE + 32 * len(names) + _ROW.itemsize * len(chunks)
-        rows = np.zeros(len(chunks), _ROW)
-        rows["layer"] = [names.index(chunk.diff_id) for chunk in chunks]
-        rows["chunk"] = [chunk.number for chunk in chunks]
-        head = _HEAD.pack(
-            _SKIPPABLE, size - 8, _MAGIC, _VERSION, CHUNK, len(names), len(chunks), bytes.fromhex(profile.image.hex)
-        )
-        try:
-            with target.open("xb") as file:
-                file.seek(size)
-                for number, frame in enumerate(map(segments.frame, chunks)):
-                    rows["length"][number] = len(frame)
-                    file.write(frame)
-                end = file.tell()
-                file.seek(0)
-                file.write(b"".join((head, *(bytes.fromhex(name.hex) for name in names), rows.tobytes())))
-            with target.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise translate(error, target) from error
-    return HotPack(Digest(digest), end, len(chunks))
+    named = {chunk.diff_id for chunk in profile.chunks if chunk.diff_id in layers}
+    most = HEAD_SIZE + 32 * len(named) + _ROW.itemsize * len(profile.chunks)
+    try:
+        with target.open("xb+") as file:
+            file.seek(most)
+            with _Segments(layers) as segments:
+                found = [(chunk, file.write(pack_chunk(data))) for chunk, data in segments.read_all(profile.chunks)]
+            if found:
+                return _finish(file, profile.image, found, most)
+    except OSError as error:
+        raise translate(error, target) from error
+    target.unlink()
+    return None
+
+
+def _finish(file: BufferedRandom, image: Digest, found: Sequence[tuple[ChunkId, int]], begin: int) -> HotPack:
+    """Puts the head before the frames, which begin at ``begin``: known only when all chunks were read, once each.
+
+    A head that is shorter than was thought, because chunks were left out, has its frames moved up to it.
+    """
+    names = sorted({chunk.diff_id for chunk, _ in found})
+    rows = np.zeros(len(found), _ROW)
+    rows["layer"] = [names.index(chunk.diff_id) for chunk, _ in found]
+    rows["chunk"] = [chunk.number for chunk, _ in found]
+    rows["length"] = [length for _, length in found]
+    size = HEAD_SIZE + 32 * len(names) + _ROW.itemsize * len(found)
+    head = _HEAD.pack(_SKIPPABLE, size - 8, _MAGIC, _VERSION, CHUNK, len(names), len(found), bytes.fromhex(image.hex))
+    end = size + sum(length for _, length in found)
+    if size != begin:
+        _move_up(file, begin, size, end - size)
+        file.truncate(end)
+    file.seek(0)
+    file.write(b"".join((head, *(bytes.fromhex(name.hex) for name in names), rows.tobytes())))
+    file.seek(0)
+    return HotPack(Digest(hashlib.file_digest(file, "sha256").hexdigest()), end, len(found))
+
+
+def _move_up(file: BufferedRandom, source: int, target: int, length: int) -> None:
+    """Moves bytes towards the file's beginning, a piece at a time."""
+    for at in range(0, length, _PIECE):
+        file.seek(source + at)
+        piece = file.read(min(_PIECE, length - at))
+        file.seek(target + at)
+        file.write(piece)
 
 
 class _Segments:
@@ -160,6 +180,13 @@ class _Segments:
     def __exit__(self, *_: object) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
+
+    def read_all(self, chunks: Iterable[ChunkId]) -> Iterator[tuple[ChunkId, bytes]]:
+        """Those of the chunks that are here."""
+        for chunk in chunks:
+            data = self.read(chunk)
+            if data is not None:
+                yield chunk, data
 
     def read(self, chunk: ChunkId) -> bytes | None:
         """The chunk's bytes, verified; None where they are not here."""
@@ -181,10 +208,3 @@ class _Segments:
         except DigestMismatch:
             return None  # a hole: it was not hydrated, or is evicted
         return data
-
-    def frame(self, chunk: ChunkId) -> bytes:
-        """The frame of a chunk that was here a moment ago."""
-        data = self.read(chunk)
-        if data is None:
-            raise Unavailable(f"chunk {chunk.number} of layer {chunk.diff_id} was evicted just now", hint="try again later")
-        return pack_chunk(data)
