@@ -38,6 +38,7 @@ from castoff.store.builds import uninterrupted
 from castoff.store.store import Store
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.initramfs import assemble
+from castoff.vmm.process import user_ids
 from castoff.vmm.vmm import MachineSpec
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ async def create(
         guest = guest_settings(image.config, request, hostname=name, linger=config.vmm.linger_seconds)
         record = _first_record(machine_id, name, request, image, guest)
         undo.push_async_callback(_remove, record, records, providers)
-        directory = await uninterrupted(records.add, record)
+        record = await uninterrupted(records.add, record, user_ids(machine_id, config.vmm))
+        directory = records.path(machine_id)
 
         async with _beside(_clone(request, image, source, providers, machine_id, directory, held)) as cloned:
             # A kernel that is missing is told at once, not when an image has been fetched for it.
@@ -94,6 +96,7 @@ async def create(
             drives=(*drives, *_volumes(request)),
             ports=request.ports,
             network=network,
+            user=record.user,
         )
         handle = await vmm.start(spec)
         undo.push_async_callback(handle.kill)

@@ -178,7 +178,7 @@ async def test_no_root_is_needed(guests: Guests) -> None:
         os.chown(path, 65534, 65534)
     script = """
 import asyncio, os, pickle, sys
-import castoff.vmm.channel, castoff.vmm.probe, castoff.vmm.stopping, encodings.idna, ipaddress
+import castoff.vmm.channel, castoff.vmm.probe, castoff.vmm.stopping, concurrent.futures.thread, encodings.idna, ipaddress
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import QemuSettings, VmmSettings
 spec = pickle.load(sys.stdin.buffer)

@@ -25,8 +25,8 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     """By id and by name, with the state of its VMM."""
     records = MachineRecords(tmp_path / "machines")
     record = _record("web", vmm="qemu", vmm_state={"pid": 7, "socket": "x"})
-    directory = records.add(record)
-    assert directory == tmp_path / "machines" / record.id
+    assert records.add(record) == record
+    assert records.path(record.id).is_dir()
     assert records.get("web") == records.get(record.id) == record
     assert list(records) == [record]
 
@@ -40,11 +40,53 @@ def test_names_are_unique(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_no_two_machines_have_a_user(tmp_path: Path) -> None:
+    """The first choice where it is free, the next that is free otherwise; what a removed machine had is given again."""
+    tmp_path = tmp_path / "machines"
+    records = MachineRecords(tmp_path)
+    users = [records.add(_record(), [7, 8, 9]) for _ in range(3)]
+    assert [record.user for record in users] == [7, 8, 9] == sorted(record.user or 0 for record in records)
+    with pytest.raises(Conflict, match="every user id"):
+        records.add(_record(), [7, 8, 9])
+    assert len(list(tmp_path.iterdir())) == 3
+    records.remove(users[1].id)
+    assert records.add(_record(), [7, 8, 9]).user == 8
+    records.remove(users[2].id)
+    claims = tmp_path.with_name("machines.users")
+    assert sorted(claim.name for claim in claims.iterdir()) == ["7", "8"]
+    (claims / "9").symlink_to("00000000000000")  # of one that was killed before its machine was there
+    records.sweep_debris()
+    assert sorted(claim.name for claim in claims.iterdir()) == ["7", "8"]
+    for record in list(records):
+        records.remove(record.id)
+    assert not claims.exists()
+    userless = records.add(_record(), ())
+    assert userless.user is None
+
+
+def _add_all(directory: Path, count: int) -> None:
+    records = MachineRecords(directory)
+    for _ in range(count):
+        records.add(_record(), range(1000, 1100))
+
+
+def test_users_are_given_by_one_process_at_a_time(tmp_path: Path) -> None:
+    """Several that all want the same one first."""
+    context = multiprocessing.get_context("spawn")
+    adding = [context.Process(target=_add_all, args=(tmp_path / "machines", 8)) for _ in range(3)]
+    for process in adding:
+        process.start()
+    for process in adding:
+        process.join()
+    assert {record.user for record in MachineRecords(tmp_path / "machines")} == set(range(1000, 1024))
+
+
 def test_removal_is_idempotent_and_whole(tmp_path: Path) -> None:
     """A removed machine leaves nothing, and removing it again is no failure."""
     records = MachineRecords(tmp_path)
     record = _record()
-    (records.add(record) / "disk").write_bytes(b"x" * 100)
+    records.add(record)
+    (records.path(record.id) / "disk").write_bytes(b"x" * 100)
     records.remove(record.id)
     records.remove(record.id)
     assert list(tmp_path.iterdir()) == []
@@ -110,7 +152,7 @@ def test_a_broken_record_is_told_apart_and_hides_no_others(tmp_path: Path, damag
     records = MachineRecords(tmp_path)
     good, bad = _record(), _record()
     records.add(good)
-    (records.add(bad) / "machine.json").write_bytes(damage)
+    (records.path(records.add(bad).id) / "machine.json").write_bytes(damage)
     assert list(records) == [good]
     assert [path.name for path, _ in records.broken()] == [bad.id]
 
@@ -137,7 +179,7 @@ def test_several_processes_may_remove_one_machine(tmp_path: Path) -> None:
     """One does it, the others find it done; nobody fails."""
     records = MachineRecords(tmp_path)
     record = _record()
-    directory = records.add(record)
+    directory = records.path(records.add(record).id)
     for index in range(200):
         (directory / str(index)).touch()
     context = multiprocessing.get_context("spawn")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from castoff.errors import Invalid
-from castoff.vmm.process import Owner, owner_for
+from castoff.vmm.process import Owner, owner_for, user_ids
 from castoff.vmm.qemu_command import OpenDrive, qemu_command
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.vmm import MachineSpec, PortForward
@@ -87,4 +87,7 @@ def test_each_machine_has_a_user_of_its_own() -> None:
         if owner is not None:  # we are root
             assert 5000 <= owner.uid < 5100 and owner == Owner(owner.uid, owner.uid)
     assert owner_for("m", settings) == owner_for("m", settings)
+    assert owner_for("m", settings, 1234) == Owner(1234, 1234)
+    few = VmmSettings(first_uid=5, uid_count=3)
+    assert sorted(user_ids("m", few)) == [5, 6, 7] and owner_for("m", few) == Owner(*[next(user_ids("m", few))] * 2)
     assert owner_for("m", VmmSettings(own_user=False)) is None

@@ -50,6 +50,7 @@ async def _examine(host: Host) -> list[Finding]:
         probes.reflink(host.store),
         probes.mkfs_xfs(),
         probes.firecracker(vmm.firecracker.binary, vmm.firecracker.jailer),
+        await asyncio.to_thread(probes.limits, vmm.limits, host.store.machines),
         probes.tap(),
         probes.fuse(),
         probes.fanotify(),

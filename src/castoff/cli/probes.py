@@ -21,8 +21,9 @@ from castoff.errors import CastoffError, Unsupported
 from castoff.rootfs.settings import RootfsSettings
 from castoff.store.store import Store
 from castoff.vmm.kernel import Kernel, find_kernel
+from castoff.vmm.limits import machine_limits, open_tree
 from castoff.vmm.probe import kvm_runs
-from castoff.vmm.settings import VmmSettings
+from castoff.vmm.settings import LimitSettings, VmmSettings
 
 __all__ = [
     "Finding",
@@ -33,6 +34,7 @@ __all__ = [
     "kernel",
     "kvm",
     "lazy",
+    "limits",
     "mkfs_xfs",
     "qemu",
     "reflink",
@@ -135,6 +137,31 @@ def fuse() -> Finding:
     if os.geteuid() != 0:
         return Finding("fuse", False, "/dev/fuse opens, and mounting what it serves takes root", gives, "run as root")
     return Finding("fuse", True, "/dev/fuse opens", gives)
+
+
+def limits(settings: LimitSettings, machines: Path) -> Finding:
+    """Whether VMMs' control groups can be made, with a limit of each kind."""
+    gives = "holds each VMM to the CPUs, memory and processes that its guest needs"
+    if settings.mode == "off":
+        return Finding("limits", False, "vmm.limits.mode is off", gives, "set it to auto or require")
+    try:
+        tree = open_tree(settings, machines)
+        group = tree.make("doctor")
+        try:
+            group.set_limits(machine_limits(settings, cpus=1, memory=1 << 30, emulated=True))
+        finally:
+            group.remove()
+    except CastoffError as error:
+        return Finding(
+            "limits", False, error.what, gives, error.hint or "see docs/operations.md", needed=settings.mode == "require"
+        )
+    except OSError as error:
+        return Finding("limits", False, f"{error.filename}: {error.strerror}", gives, "see docs/operations.md")
+    kind = "cgroup v2" if tree.unified else "cgroup v1, whose memory limits are coarse"
+    if tree.missing:
+        lacking = ", ".join(tree.missing)
+        return Finding("limits", False, f"{kind} without {lacking}", gives, f"give {tree.root} the controllers {lacking}")
+    return Finding("limits", True, f"{kind}, in {next(iter(tree.bases.values()))}", gives)
 
 
 _FAN_CLASS_PRE_CONTENT = 0x8

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
-from castoff.errors import CastoffError
+from castoff.errors import CastoffError, Unsupported
 from castoff.machine.model import MachineRecord, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.machine.removal import end_machine, remove_machine
 from castoff.rootfs.context import ProviderContext
 from castoff.timeline import step
+from castoff.vmm.limits import group_of, open_tree, sweep_groups
 from castoff.vmm.settings import VmmSettings
 
 __all__ = ["sweep"]
@@ -45,11 +47,31 @@ async def sweep(
                     removed += 1
             except CastoffError as error:
                 notice(f"machine {record.id} was left behind and cannot be removed: {error}")
-        try:
-            removed += await asyncio.to_thread(records.sweep_debris)
-        except CastoffError as error:
-            notice(f"what is left of a machine cannot be deleted: {error}")
+        for clean in (records.sweep_debris, partial(_sweep_groups, records, settings)):
+            try:
+                removed += await asyncio.to_thread(clean)
+            except CastoffError as error:
+                notice(f"what is left of a machine cannot be deleted: {error}")
     return removed
+
+
+def _sweep_groups(records: MachineRecords, settings: VmmSettings) -> int:
+    """Control groups that no machine has: left by processes that were killed, and by VMMs that ended while nobody looked."""
+    try:
+        found = open_tree(settings.limits, records.directory).groups()
+    except Unsupported:
+        return 0
+    if not found:
+        return 0
+    wanted = set[str]()  # after they were found: a machine's record is there before its group
+    for directory, _ in records.broken():
+        wanted.add(directory.name)
+    for record in records:
+        if group := group_of(record.vmm_state):
+            wanted.add(group.name)
+        elif record.state != MachineState.EXITED:
+            wanted.add(record.id)
+    return sweep_groups(found, wanted)
 
 
 def _orphans(records: MachineRecords) -> list[MachineRecord]:

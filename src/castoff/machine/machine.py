@@ -21,6 +21,7 @@ from castoff.rootfs.context import ProviderContext
 from castoff.store.builds import uninterrupted
 from castoff.timeline import step
 from castoff.vmm.channel import Exit, GuestChannel, Output, Ready, Told
+from castoff.vmm.limits import why_killed
 from castoff.vmm.process import last_lines
 from castoff.vmm.vmm import VmmHandle
 
@@ -39,12 +40,15 @@ class MachineLost(Unavailable):
     Args:
         what: What happened.
         console: The end of the guest kernel's console.
+        out_of_memory: The host killed its VMM for want of memory.
     """
 
-    def __init__(self, what: str, *, console: str) -> None:
+    def __init__(self, what: str, *, console: str, out_of_memory: bool = False) -> None:
         nothing = "its console is empty: give it more --memory, or another --kernel"
-        super().__init__(what, hint="its console tells why" if console else nothing)
+        beyond = "the VMM needs more than vmm.limits.memory gives it beyond its guest's, or the host has too many machines"
+        super().__init__(what, hint=beyond if out_of_memory else "its console tells why" if console else nothing)
         self.console = console
+        self.out_of_memory = out_of_memory
 
 
 class Machine:
@@ -246,6 +250,8 @@ def lost(error: CastoffError, handle: VmmHandle) -> MachineLost:
     """``error`` of the guest channel as the machine's end, with what its console says, or else its VMM."""
     if isinstance(error, Unavailable):  # how the connection broke is of no interest: it did when the VMM ended
         console = console_tail(handle.console)
+        if killed := why_killed(handle.group):
+            return MachineLost(f"the machine ended before its command did: {killed}", console=console, out_of_memory=True)
         said = "" if console else last_lines(handle.console.with_name("vmm.log"))
         return MachineLost(f"the machine ended before its command did{said and ': '}{said}", console=console)
     return MachineLost(error.what, console=console_tail(handle.console))

@@ -199,5 +199,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     out_of_memory: bool = False
     exit_message: str = ""
     """Why there was no command."""
+    user: int | None = None
+    """The user and group id that its VMM runs as, no other machine's; None: as whoever started it."""
     agent: bool = False
     """Whether it is the agent's: then no process that it belongs to is looked for, and the agent alone removes it."""

@@ -12,14 +12,15 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from castoff.errors import CastoffError, Conflict, Internal, Invalid, NoSpace, NotFound
 from castoff.machine.identity import Owner
-from castoff.machine.model import MachineRecord, parse_machine_id
+from castoff.machine.model import MachineId, MachineRecord, parse_machine_id
 from castoff.store.durable import fsync_path, replace_file
 from castoff.timeline import step
 
@@ -40,20 +41,35 @@ class MachineRecords:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._users = directory.with_name(f"{directory.name}.users")
+
+    @property
+    def directory(self) -> Path:
+        """The directory of all machines."""
+        return self._directory
 
     def path(self, machine_id: str) -> Path:
         """A machine's own directory."""
         return self._directory / parse_machine_id(machine_id)
 
-    def add(self, record: MachineRecord) -> Path:
+    def add(self, record: MachineRecord, users: Iterable[int] | None = None) -> MachineRecord:
         """Makes a machine's directory with its record, durably.
 
+        Args:
+            record: What is known of it.
+            users: User ids that it may have; it gets the first that no other machine has. None, or empty: none.
+
+        Returns:
+            The record, with its user.
+
         Raises:
-            Conflict: Another machine has its name or id.
+            Conflict: Another machine has its name or id; or all of the users are taken.
             NoSpace: The disk is full.
         """
         place = self.path(record.id)
         making = self._directory / f"{_DEBRIS}{record.owner}.{record.id}"
+        rest = iter(() if users is None else users)
+        record = msgspec.structs.replace(record, user=next(rest, None))
         with step("machine.records", machine=record.id), _disk(place):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o711)
             making.mkdir(mode=0o711)
@@ -65,12 +81,49 @@ class MachineRecords:
                             f"a machine named {record.name!r} exists",
                             hint=f"take another name, or `castoff machine remove {record.name}`",
                         )
+                    if record.user is not None:
+                        user = self._claim(record.id, chain((record.user,), rest))
+                        if user != record.user:  # seldom: so it was written before anybody waits for the lock
+                            record = msgspec.structs.replace(record, user=user)
+                            _write(making, record)
                     making.rename(place)
             except BaseException:
                 _delete(making)
                 raise
             fsync_path(self._directory)
-        return place
+        return record
+
+    def _claim(self, machine_id: MachineId, users: Iterable[int]) -> int:
+        """The first of the users that no machine has, which is this machine's from now on. For one process at a time.
+
+        A claim is a symlink named by the user that leads to the machine's id: made at once or not, and found without reading
+        others' records. That of a machine that is gone counts no more."""
+        self._users.mkdir(mode=0o700, exist_ok=True)
+        for user in users:
+            claim = self._users / str(user)
+            try:
+                claim.symlink_to(machine_id)
+            except FileExistsError:
+                if self._holds(claim):
+                    continue
+                claim.unlink()
+                claim.symlink_to(machine_id)
+            return user
+        raise Conflict("every user id for machines is taken", hint="remove machines, or give castoff more: vmm.uid_count")
+
+    def _holds(self, claim: Path) -> bool:
+        """Whether a claim's machine is still there."""
+        return (self._directory / claim.readlink().name).is_dir()
+
+    def _release(self, claims: Iterable[str]) -> None:
+        """Drops those claims whose machine is gone."""
+        with _disk(self._users), _alone(self._directory):
+            for name in claims:
+                with contextlib.suppress(FileNotFoundError):
+                    if not self._holds(self._users / name):
+                        (self._users / name).unlink()
+            with contextlib.suppress(OSError):  # others have claims, or nobody ever had one
+                self._users.rmdir()
 
     def _is_taken(self, record: MachineRecord) -> bool:
         """Whether its id or its name is another's. Where it is named by its id, as all of an agent's are, no other is looked at:
@@ -116,16 +169,23 @@ class MachineRecords:
     def remove(self, machine_id: str) -> None:
         """Deletes a machine's directory. Idempotent; of several processes that try, one does it."""
         doomed = self._directory / f"{_DEBRIS}{Owner.this()}.{machine_id}"
+        user = None
+        with contextlib.suppress(CastoffError):  # where its record is broken, a sweep finds its claim
+            user = _read(self.path(machine_id)).user
         with _disk(doomed):
             try:
                 self.path(machine_id).rename(doomed)
             except FileNotFoundError:
                 return
+            if user is not None:
+                self._release([str(user)])
             _delete(doomed)
 
     def sweep_debris(self) -> int:
         """Deletes what processes that are gone were making or deleting; of how many machines."""
         count = 0
+        if claims := _names(self._users):
+            self._release(claims)
         for name in _names(self._directory):
             if not name.startswith(_DEBRIS):
                 continue

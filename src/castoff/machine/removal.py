@@ -21,6 +21,7 @@ from castoff.machine.model import MachineRecord, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.release import release_machine
+from castoff.vmm.limits import group_of, leave
 from castoff.vmm.settings import VmmSettings
 
 __all__ = ["end_machine", "remove_machine"]
@@ -38,6 +39,8 @@ async def end_machine(record: MachineRecord, records: MachineRecords, settings: 
         handle = await open_vmm(record.vmm, settings, directory).reattach(record.vmm_state)
         if handle is not None:
             await handle.kill()
+        else:
+            await leave(group_of(record.vmm_state))
     else:
         # Its owner died between the VMM's start and the record of it: look for a process that says it is this machine.
         await asyncio.to_thread(_end_monitors, record.id, directory)

@@ -15,7 +15,9 @@ from typing import Any, Final
 
 from castoff.errors import Invalid, Unavailable, Unsupported
 from castoff.timeline import step
+from castoff.vmm.cgroups import Group
 from castoff.vmm.firecracker_jail import Jail
+from castoff.vmm.limits import entrance, group_of, leave, state_of
 from castoff.vmm.process import MonitorProcess, last_lines, owner_for, spawn
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.vmm import MachineSpec
@@ -51,8 +53,9 @@ class FirecrackerHandle:
     channel_port: int | None = _CHANNEL_PORT
     control_port: int | None = _CONTROL_PORT
 
-    def __init__(self, process: MonitorProcess, directory: Path, vsock: Path) -> None:
+    def __init__(self, process: MonitorProcess, directory: Path, vsock: Path, group: Group | None) -> None:
         self._process = process
+        self.group = group
         self._directory = directory
         self.pid = process.pid
         self.channel = vsock
@@ -67,7 +70,7 @@ class FirecrackerHandle:
             "started": self._process.started,
             "directory": str(self._directory),
             "vsock": str(self.channel),
-        }
+        } | state_of(self.group)
 
     async def wait(self) -> int:
         """Waits for its end; 0 when the guest powered off, ``STATUS_UNKNOWN`` when an earlier process started it."""
@@ -80,8 +83,9 @@ class FirecrackerHandle:
         await ask_to_stop(self, timeout)
 
     async def kill(self) -> None:
-        """Ends Firecracker now."""
+        """Ends Firecracker now, and gives its control group back."""
         await self._process.kill()
+        await leave(self.group)
 
 
 class FirecrackerVmm:
@@ -109,19 +113,23 @@ class FirecrackerVmm:
                     f"machine {spec.id} cannot be prepared: {error.filename or ''} {error.strerror}",
                     hint="kernel, drives and the machine's directory must be readable",
                 ) from error
-            process = spawn(command, log=spec.directory / _CONSOLE, owner=None, directory=spec.directory, inherit=spec.inherit)
-            handle = FirecrackerHandle(process, spec.directory, jail.host("vsock.sock"))
-            try:
-                await self._configure(spec, process, jail.host("api.sock"), requests)
-            except BaseException:
-                await asyncio.shield(handle.kill())
-                raise
-            return handle
+            log, directory = spec.directory / _CONSOLE, spec.directory
+            async with entrance(spec, self._settings.limits, emulated=False) as door:
+                process = spawn(command, log=log, owner=None, directory=directory, inherit=spec.inherit, gate=door.gate)
+                try:
+                    await door.admit(process)
+                    await self._configure(spec, process, jail.host("api.sock"), requests)
+                except BaseException:
+                    await asyncio.shield(process.kill())
+                    raise
+            return FirecrackerHandle(process, spec.directory, jail.host("vsock.sock"), door.group)
 
     async def reattach(self, state: Mapping[str, Any]) -> FirecrackerHandle | None:
         """The handle of a Firecracker that an earlier process started; None when it has ended."""
         process = MonitorProcess.find(int(state["pid"]), int(state["started"]))
-        return None if process is None else FirecrackerHandle(process, Path(state["directory"]), Path(state["vsock"]))
+        if process is None:
+            return None
+        return FirecrackerHandle(process, Path(state["directory"]), Path(state["vsock"]), group_of(state))
 
     def _jail(self, spec: MachineSpec) -> tuple[Jail, list[str]]:
         """Where the machine's files are, and the command that starts it there."""
@@ -130,7 +138,7 @@ class FirecrackerVmm:
         name = f"castoff-{spec.id}"
         if len(name) > 64 or not all(letter.isalnum() or letter == "-" for letter in name):
             raise Invalid(f"{spec.id!r} cannot name a Firecracker", hint="letters, digits and hyphens, at most 56 of them")
-        owner = owner_for(spec.id, self._settings)
+        owner = owner_for(spec.id, self._settings, spec.user)
         if owner is None:
             jail = Jail(spec.directory, None)
             return jail, [binary, "--id", name, "--api-sock", jail.socket("api.sock")]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from typing import Final
 from castoff.errors import Unavailable, Unsupported
 from castoff.vmm.settings import VmmSettings
 
-__all__ = ["STATUS_UNKNOWN", "MonitorProcess", "Owner", "last_lines", "owner_for", "spawn"]
+__all__ = ["STATUS_UNKNOWN", "MonitorProcess", "Owner", "last_lines", "owner_for", "spawn", "user_ids"]
 
 STATUS_UNKNOWN: Final = -1
 """Exit status of a monitor that an earlier process started: the kernel tells it to the parent only."""
@@ -45,11 +45,27 @@ class Owner:
     groups: tuple[int, ...] = ()
 
 
-def owner_for(machine_id: str, settings: VmmSettings) -> Owner | None:
-    """A user of a machine's own, without a name or a home, where we are root; None: our own user."""
-    if os.geteuid() != 0 or not settings.own_user:
+def user_ids(machine_id: str, settings: VmmSettings) -> Iterator[int]:
+    """The user ids that a machine may have, the one first that it should get where no other machine has it: from one start to the
+    next it keeps what it has. Empty where monitors run as ourselves."""
+    if os.geteuid() == 0 and settings.own_user:
+        first = zlib.crc32(machine_id.encode()) % settings.uid_count
+        for step in range(settings.uid_count):
+            yield settings.first_uid + (first + step) % settings.uid_count
+
+
+def owner_for(machine_id: str, settings: VmmSettings, user: int | None = None) -> Owner | None:
+    """Who a machine's monitor runs as, without a name, a home or a group but its own; None: we are not root, so as ourselves.
+
+    Args:
+        machine_id: The machine's.
+        settings: The machines' settings.
+        user: The user id that was set aside for it; None: the first that it may have.
+    """
+    first = next(user_ids(machine_id, settings), None)
+    if first is None:
         return None
-    number = settings.first_uid + zlib.crc32(machine_id.encode()) % settings.uid_count
+    number = first if user is None else user
     return Owner(number, number)
 
 
@@ -138,6 +154,7 @@ def spawn(
     inherit: Sequence[int] = (),
     directory: Path = Path("/"),
     largest_file: int | None = None,
+    gate: int | None = None,
 ) -> MonitorProcess:
     """Starts a monitor in a session of its own, so that our terminal's signals and our end do not reach it.
 
@@ -148,20 +165,18 @@ def spawn(
         inherit: Descriptors that it gets, under the same numbers.
         directory: Where it starts.
         largest_file: Bytes that no file of its may grow beyond.
+        gate: A descriptor from which it waits for a line before its program is executed; where that is closed, it ends.
 
     Raises:
         Unsupported: There is no such program.
         Unavailable: It cannot be started.
     """
-    if largest_file is not None:
-        # A limit of the child's, set between fork and exec without running Python there: prlimit(2) from outside wants
-        # CAP_SYS_RESOURCE once the user has changed. Blocks of 512 bytes (POSIX).
-        command = ["/bin/sh", "-c", f'ulimit -f {-(-largest_file // 512)} && exec "$@"', "sh", *command]
+    command = _staged(command, largest_file, gated=gate is not None)
     try:
         with log.open("wb") as output:
             popen = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if gate is None else gate,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=directory,
@@ -180,6 +195,18 @@ def spawn(
     started = _start_time(popen.pid) or 0
     _running[popen.pid, started] = _known[popen.pid, started] = _Child(popen)
     return MonitorProcess(popen.pid, started, os.pidfd_open(popen.pid))
+
+
+def _staged(command: Sequence[str], largest_file: int | None, *, gated: bool) -> Sequence[str]:
+    """The command behind what has to happen between fork and exec, which a shell does: Python must not run there."""
+    stages = ["read -r _ || exit"] if gated else []
+    if largest_file is not None:
+        # A limit of the child's: prlimit(2) from outside wants CAP_SYS_RESOURCE once the user has changed. Blocks of 512 bytes
+        # (POSIX).
+        stages.append(f"ulimit -f {-(-largest_file // 512)}")
+    if not stages:
+        return command
+    return ["/bin/sh", "-c", " && ".join([*stages, 'exec "$@" </dev/null']), "sh", *command]
 
 
 def last_lines(log: Path, count: int = 5, limit: int = 4096) -> str:

@@ -17,6 +17,8 @@ from typing import Any, Final
 from castoff.errors import CastoffError, Unauthorized, Unavailable, Unsupported
 from castoff.timeline import step
 from castoff.vmm import qmp
+from castoff.vmm.cgroups import Group
+from castoff.vmm.limits import Entrance, entrance, group_of, leave, state_of
 from castoff.vmm.process import MonitorProcess, Owner, last_lines, owner_for, spawn
 from castoff.vmm.qemu_command import OpenDrive, qemu_command
 from castoff.vmm.settings import VmmSettings
@@ -37,9 +39,10 @@ class QemuHandle:
     channel_port: int | None = None
     control_port: int | None = None
 
-    def __init__(self, process: MonitorProcess, directory: Path) -> None:
+    def __init__(self, process: MonitorProcess, directory: Path, group: Group | None) -> None:
         self._process = process
         self._directory = directory
+        self.group = group
         self.pid = process.pid
         self.channel = directory / "channel.sock"
         self.control = directory / "control.sock"
@@ -47,7 +50,8 @@ class QemuHandle:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`QemuVmm.reattach` needs."""
-        return {"vmm": "qemu", "pid": self.pid, "started": self._process.started, "directory": str(self._directory)}
+        found = {"vmm": "qemu", "pid": self.pid, "started": self._process.started, "directory": str(self._directory)}
+        return found | state_of(self.group)
 
     async def wait(self) -> int:
         """Waits for QEMU's end; 0 when the guest powered off, ``STATUS_UNKNOWN`` when an earlier process started it."""
@@ -60,8 +64,9 @@ class QemuHandle:
         await ask_to_stop(self, timeout)
 
     async def kill(self) -> None:
-        """Ends QEMU now."""
+        """Ends QEMU now, and gives its control group back."""
         await self._process.kill()
+        await leave(self.group)
 
 
 class QemuVmm:
@@ -98,20 +103,21 @@ class QemuVmm:
             binary = self.binary()
             kvm = await self._kvm(spec.kernel)
             current.attributes["accelerator"] = "kvm" if kvm else "tcg"
-            with contextlib.ExitStack() as opened:
-                process = self._spawn(spec, binary, kvm, opened)
-            handle = QemuHandle(process, spec.directory)
-            try:
-                await self._answers(spec, process)
-            except BaseException:
-                await asyncio.shield(handle.kill())
-                raise
-            return handle
+            async with entrance(spec, self._settings.limits, emulated=not kvm) as door:
+                with contextlib.ExitStack() as opened:
+                    process = self._spawn(spec, binary, kvm, opened, door)
+                try:
+                    await door.admit(process)
+                    await self._answers(spec, process)
+                except BaseException:
+                    await asyncio.shield(process.kill())
+                    raise
+            return QemuHandle(process, spec.directory, door.group)
 
     async def reattach(self, state: Mapping[str, Any]) -> QemuHandle | None:
         """The handle of a QEMU that an earlier process started; None when it has ended."""
         process = MonitorProcess.find(int(state["pid"]), int(state["started"]))
-        return None if process is None else QemuHandle(process, Path(state["directory"]))
+        return None if process is None else QemuHandle(process, Path(state["directory"]), group_of(state))
 
     async def _kvm(self, kernel: Path) -> bool:
         accelerator = self._settings.qemu.accelerator
@@ -121,8 +127,8 @@ class QemuVmm:
 
         return (await kvm_runs(self._settings, kernel, self._state)).usable
 
-    def _spawn(self, spec: MachineSpec, binary: str, kvm: bool, opened: contextlib.ExitStack) -> MonitorProcess:
-        owner = owner_for(spec.id, self._settings)
+    def _spawn(self, spec: MachineSpec, binary: str, kvm: bool, opened: contextlib.ExitStack, door: Entrance) -> MonitorProcess:
+        owner = owner_for(spec.id, self._settings, spec.user)
         if owner is not None and spec.ports:
             _refuse_low_ports(spec.ports)
         if kvm:
@@ -144,10 +150,17 @@ class QemuVmm:
             raise Unavailable(f"machine {spec.id} cannot be started: {error.filename or ''} {error.strerror}") from error
         descriptors = {**{name: server.fileno() for name, server in sockets.items()}, **files}
         command = qemu_command(
-            spec, binary=binary, kvm=kvm, descriptors=descriptors, drives=drives, extra=self._settings.kernel_args
+            spec,
+            binary=binary,
+            kvm=kvm,
+            descriptors=descriptors,
+            drives=drives,
+            extra=self._settings.kernel_args,
+            translation=self._settings.limits.translation,
         )
         inherit = [*descriptors.values(), *(drive.descriptor for drive in drives), *spec.inherit]
-        return spawn(command, log=spec.directory / _LOG, owner=owner, inherit=inherit, largest_file=_largest_file(drives))
+        log, largest = spec.directory / _LOG, _largest_file(drives)
+        return spawn(command, log=log, owner=owner, inherit=inherit, largest_file=largest, gate=door.gate)
 
     async def _answers(self, spec: MachineSpec, process: MonitorProcess) -> None:
         """Waits until QEMU's control socket answers, which it does once it has taken its whole command line."""

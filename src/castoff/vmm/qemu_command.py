@@ -46,6 +46,7 @@ def qemu_command(
     descriptors: Mapping[str, int],
     drives: Sequence[OpenDrive],
     extra: Sequence[str] = (),
+    translation: int = 0,
 ) -> list[str]:
     """The command line.
 
@@ -56,12 +57,13 @@ def qemu_command(
         descriptors: ``qmp``, ``channel`` and ``control`` (listening sockets), ``kernel``, ``initramfs``, ``console``.
         drives: The specification's drives, opened.
         extra: Kernel arguments of the settings.
+        translation: Bytes of translated code that are kept where it emulates; 0: as QEMU likes, up to 1 GiB.
 
     Raises:
         Invalid: A port or its address is none.
     """
     return [
-        *_machine(binary, kvm=kvm, cpus=spec.cpus, memory=spec.memory, kernel=descriptors["kernel"]),
+        *_machine(binary, kvm=kvm, cpus=spec.cpus, memory=spec.memory, kernel=descriptors["kernel"], translation=translation),
         *("-name", f"castoff-{spec.id}"),
         *("-initrd", f"/proc/self/fd/{descriptors['initramfs']}"),
         *("-append", " ".join(_kernel_args(spec, kvm, extra))),
@@ -77,12 +79,13 @@ def probe_command(*, binary: str, kvm: bool, kernel: int) -> list[str]:
     return [*machine, "-append", " ".join([*_KERNEL_ARGS, *_clock_args(kvm)]), "-serial", "stdio"]
 
 
-def _machine(binary: str, *, kvm: bool, cpus: int, memory: int, kernel: int) -> list[str]:
+def _machine(binary: str, *, kvm: bool, cpus: int, memory: int, kernel: int, translation: int = 0) -> list[str]:
+    emulation = f"tcg,tb-size={translation >> 20}" if translation else "tcg"
     return [
         binary,
         *("-M", _MACHINE),
         *("-bios", _FIRMWARE),
-        *("-accel", "kvm" if kvm else "tcg"),
+        *("-accel", "kvm" if kvm else emulation),
         *("-cpu", "host" if kvm else _EMULATED_CPU),
         *("-smp", str(cpus)),
         *("-m", f"size={memory // 1024}k"),

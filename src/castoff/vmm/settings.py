@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-__all__ = ["FirecrackerSettings", "KernelSettings", "QemuSettings", "VmmSettings"]
+__all__ = ["FirecrackerSettings", "KernelSettings", "LimitSettings", "QemuSettings", "VmmSettings"]
 
 
 class KernelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +48,27 @@ class FirecrackerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """How long Firecracker may take to answer on its socket."""
 
 
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the host lets a machine's monitor take, in a control group of its own."""
+
+    mode: Literal["auto", "require", "off"] = "auto"
+    """``auto``: limits where the host has control groups that castoff may use (`castoff doctor` tells). ``require``: no machine
+    starts without all of them. ``off``: none."""
+    parent: Path | None = None
+    """A group of cgroup v2 to make castoff's own in, for hosts that delegate one, with no process in the group itself; without it
+    the root of the hierarchy (or, under cgroup v1, the group that castoff runs in)."""
+    cpus: Annotated[float, Meta(ge=0)] = 1.0
+    """CPUs that a monitor may take beyond those of its guest: threads for disks, network and console."""
+    memory: Annotated[int, Meta(ge=0)] = 256 << 20
+    """Bytes that a monitor may take beyond its guest's memory; one that takes more is killed, and its machine's exit tells."""
+    translation: Annotated[int, Meta(ge=16 << 20)] = 256 << 20
+    """Bytes of translated code that QEMU keeps where it emulates, and that count on top; more of it is translated anew."""
+    swap: Annotated[int, Meta(ge=0)] = 0
+    """Bytes of the host's swap that a monitor may be put to."""
+    pids: Annotated[int, Meta(ge=64)] = 256
+    """Threads and processes of a monitor, beside one for each CPU. QEMU has up to 64 for each of its disks' queues."""
+
+
 class VmmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Machines: which monitor runs them, and with which kernel."""
 
@@ -62,12 +84,14 @@ class VmmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The ``firecracker`` driver."""
     probe_seconds: float = 8.0
     """How long a kernel may take to boot under KVM before KVM counts as unusable."""
+    limits: LimitSettings = LimitSettings()
+    """What the host lets a monitor take."""
     own_user: bool = True
     """Run each monitor as a user of its own where castoff runs as root."""
-    first_uid: int = 2_000_000_000
+    first_uid: Annotated[int, Meta(ge=1, lt=2**32 - 2)] = 2_000_000_000
     """First of the user ids (and group ids) that monitors run as; above those of systemd and of containers' ranges."""
-    uid_count: int = 65_536
-    """How many there are; a machine's id chooses one."""
+    uid_count: Annotated[int, Meta(ge=1)] = 65_536
+    """How many there are: no more machines than that can be on this host. Each has one of its own, chosen by its id."""
     linger_seconds: float = 10.0
     """How long a machine whose command ended waits for somebody to take its exit code before it powers off."""
     stop_seconds: float = 10.0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from castoff.disk.clone import Drive, inherited
+from castoff.vmm.cgroups import Group
 
 __all__ = ["MachineSpec", "PortForward", "Vmm", "VmmHandle"]
 
@@ -42,6 +43,7 @@ class MachineSpec:
         drives: In the order in which the guest should see them; found by serial.
         ports: Published ports.
         network: Whether the guest has a network card.
+        user: The user and group id that the VMM runs as where castoff is root, no other machine's; None: one chosen by the id.
     """
 
     id: str
@@ -54,6 +56,7 @@ class MachineSpec:
     kernel_args: tuple[str, ...] = ()
     ports: tuple[PortForward, ...] = ()
     network: bool = True
+    user: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,6 +81,8 @@ class VmmHandle(Protocol):
     control_port: int | None
     console: Path
     """The guest kernel's console output."""
+    group: Group | None
+    """The control group that it runs in; None: in none of its own."""
 
     def state(self) -> dict[str, Any]:
         """What ``reattach`` needs, as JSON can hold it."""

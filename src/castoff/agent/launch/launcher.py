@@ -27,6 +27,7 @@ from castoff.machine.removal import end_machine, remove_machine
 from castoff.store.builds import uninterrupted
 from castoff.store.durable import fsync_path, replace_file
 from castoff.vmm.channel import GuestChannel
+from castoff.vmm.limits import group_of, leave, why_killed
 from castoff.vmm.vmm import VmmHandle
 
 __all__ = ["HostLauncher"]
@@ -145,8 +146,12 @@ class HostLauncher:
         return None
 
     async def _over(self, record: MachineRecord) -> None:
-        """Writes down that nothing runs."""
+        """Writes down that nothing runs, and what the host knows of why."""
+        group = group_of(record.vmm_state)
+        if record.exit_code is None and (killed := why_killed(group)):
+            record = msgspec.structs.replace(record, exit_code=-1, out_of_memory=True, exit_message=killed)
         await asyncio.to_thread(self._host.machines.update, msgspec.structs.replace(record, state=MachineState.EXITED))
+        await leave(group)
 
     def _kept(self, machine: MachineId) -> Path:
         """Where a root filesystem waits between two runs: on the filesystem of the machines."""

@@ -14,7 +14,7 @@ from castoff.agent.launch.control import Control
 from castoff.agent.launch.logs import LogWriter
 from castoff.errors import CastoffError, Invalid, Unavailable
 from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, ListenSocket, Probe, ProcessStat, RunExit
-from castoff.machine.machine import Machine
+from castoff.machine.machine import Machine, MachineLost
 from castoff.machine.model import MachineRecord
 from castoff.store.builds import uninterrupted
 from castoff.vmm.channel import Exit, GuestSession, Output
@@ -148,7 +148,8 @@ class HostRun:
                     await uninterrupted(self._log.write, output.stream, output.data, output.offset)
                 exit = _as_run_exit(self._machine.exit)
             except CastoffError as error:
-                exit = remembered(self._machine.record) or RunExit(code=-1, message=str(error))
+                memory = isinstance(error, MachineLost) and error.out_of_memory
+                exit = remembered(self._machine.record) or RunExit(code=-1, out_of_memory=memory, message=str(error))
             await self._control.close()
             try:
                 await self._machine.close()
