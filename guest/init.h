@@ -34,7 +34,10 @@ enum { EXIT_RUNTIME = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127 };
 /* What a child reports: its clock (u64) when it executes, then, if that failed, why. */
 enum { REPORT_CLOCK = 'T', REPORT_FAILED = 'F' };
 
-enum { FLAG_TTY = 1, FLAG_STDIN = 2, FLAG_PROCESSES = 4, FLAG_DIAL = 8 };
+enum { FLAG_TTY = 1, FLAG_STDIN = 2, FLAG_PROCESSES = 4, FLAG_DIAL = 8, FLAG_TASK = 16 };
+
+/* Exit codes of what init does for the host, castoff.vmm.guest_tasks. */
+enum { TASK_FAILED = 1, TASK_NOT_FOUND = 2, TASK_NO_SPACE = 3, TASK_UNKNOWN = EXIT_NOT_FOUND };
 
 struct limit {
     uint32_t resource;
@@ -178,6 +181,14 @@ void processes_list(void) __attribute__((noreturn));
 
 /* dial.c */
 void dial_port(const struct settings *settings, int report) __attribute__((noreturn));
+
+/* tasks.c */
+void task_perform(char **argv) __attribute__((noreturn));
+void task_fail(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
+
+/* files_send.c, files_take.c */
+void files_send(const char *path);
+void files_take(const char *path);
 
 /* session.c */
 extern struct session sessions[MAX_SESSIONS];

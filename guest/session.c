@@ -132,6 +132,7 @@ static void run_child(const struct settings *settings, const struct pipes *p, bo
     dup2(tty ? p->in[0] : p->err[1], 2);
     if (settings->flags & FLAG_PROCESSES) processes_list();
     if (settings->flags & FLAG_DIAL) dial_port(settings, p->report[1]);
+    if (settings->flags & FLAG_TASK) task_perform(settings->argv);
     command_become(settings, p->report[1]);
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +30,33 @@ def said(state: Castoff, *words: str, code: int = 0, **options: object) -> str:
     return done.stdout.decode()
 
 
+def copies(state: Castoff, directory: Path) -> None:
+    """A directory with megabytes of any bytes in, as another name, and out again; links that lead out stay there."""
+    source = directory / "source"
+    (source / "below").mkdir(parents=True)
+    data = os.urandom(3 << 20)
+    (source / "below" / "binary").write_bytes(data)
+    (source / "program").write_bytes(b"#!/bin/sh\necho it runs\n")
+    (source / "program").chmod(0o755)
+    said(state, "machine", "cp", str(source), "web:/srv/copy")
+    said(state, "machine", "cp", str(source / "program"), "web:/tmp")
+    assert said(state, "machine", "exec", "web", "/tmp/program") == "it runs\n"
+    assert said(state, "machine", "exec", "web", "stat", "-c", "%u %a", "/srv/copy/below/binary") == "0 644\n"
+    said(state, "machine", "exec", "web", "ln", "-s", "/etc/passwd", "/srv/copy/out")
+    said(state, "machine", "exec", "web", "ln", "-s", "below/binary", "/srv/copy/in")
+    done = state("machine", "cp", "web:/srv/copy", str(directory))
+    assert done.returncode == 1 and b"copy/out is left out" in done.stderr
+    back = directory / "copy"
+    assert (back / "in").read_bytes() == data and (back / "program").stat().st_mode & 0o777 == 0o755
+    assert sorted(path.name for path in back.iterdir()) == ["below", "in", "program"]
+    said(state, "machine", "cp", "web:/srv/data", str(directory / "data"))
+    assert (directory / "data").read_bytes() == b"from the image\n"
+    assert b"/no/such" in state("machine", "cp", "web:/no/such", str(directory)).stderr
+    assert said(state, "machine", "cp", str(source / "program"), "web:/no/such/directory", code=3) == ""
+
+
 def test_a_machine_from_run_to_destroy(state: Castoff, tmp_path: Path) -> None:
-    """run, list, show, exec with its exit code, logs apart, cp both ways, events, stop, update, destroy."""
+    """run, list, show, exec with its exit code, logs apart, cp, events, stop, update, destroy."""
     with agent(state):
         said(state, "app", "create", "shop")
         said(state, "secret", "set", "TOKEN", "--app", "shop", input=b"s3cret\n")
@@ -45,12 +71,7 @@ def test_a_machine_from_run_to_destroy(state: Castoff, tmp_path: Path) -> None:
         assert said(state, "machine", "exec", "-i", "web", "cat", input=b"piped") == "piped"
         logs = state("machine", "logs", "web")
         assert (logs.stdout, logs.stderr) == (b"hello world s3cret\n", b"oops\n")
-        (tmp_path / "file").write_text("some text\n")
-        said(state, "machine", "cp", str(tmp_path / "file"), "web:/tmp/file")
-        said(state, "machine", "cp", "web:/tmp/file", str(tmp_path / "again"))
-        assert (tmp_path / "again").read_text() == "some text\n"
-        (tmp_path / "binary").write_bytes(b"\xff\x00")
-        assert "UTF-8" in state("machine", "cp", str(tmp_path / "binary"), "web:/x").stderr.decode()
+        copies(state, tmp_path)
         assert " sh " in said(state, "machine", "top", "web")
         assert said(state, "machine", "stop", "web").strip() == id
         assert "exit code 0" in said(state, "machine", "events", "web")

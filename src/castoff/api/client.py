@@ -148,6 +148,49 @@ class ApiClient:
                 async for line in answer.content:
                     yield msgspec.json.decode(line)
 
+    async def pieces(self, path: str, *, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """An answer's bytes, as they come; of any length.
+
+        Raises:
+            CastoffError: As :meth:`ask`; also where it broke off.
+        """
+        with self._failures():
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SECONDS)
+            async with self._session.get(path, params=query, timeout=timeout, allow_redirects=False) as answer:
+                if answer.status >= 300:
+                    raise refusal(answer.status, await answer.content.read(1 << 20))
+                async for piece in answer.content.iter_any():
+                    yield piece
+
+    async def send(self, path: str, pieces: AsyncIterator[bytes], *, query: Mapping[str, str]) -> None:
+        """PUT of bytes as they come, of any length. Whoever makes them may fail: then the server does not take them for all.
+
+        Raises:
+            CastoffError: As :meth:`ask`; and what ``pieces`` raises.
+        """
+        failed: list[CastoffError] = []
+
+        async def watched() -> AsyncIterator[bytes]:
+            try:
+                async for piece in pieces:
+                    yield piece
+            except CastoffError as error:
+                failed.append(error)
+                raise
+
+        with self._failures():
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT)
+            try:
+                async with self._session.put(
+                    path, data=watched(), params=query, timeout=timeout, allow_redirects=False
+                ) as answer:
+                    if answer.status >= 300:
+                        raise refusal(answer.status, await answer.content.read(1 << 20))
+            except aiohttp.ClientError:
+                if failed:
+                    raise failed[0] from None
+                raise
+
     @contextlib.contextmanager
     def _failures(self) -> Any:
         try:

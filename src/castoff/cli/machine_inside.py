@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,19 +12,16 @@ import click
 from castoff.cli.app import Command
 from castoff.cli.exits import Exit, printable
 from castoff.cli.globals import Globals
+from castoff.cli.machine_copy import copy
 from castoff.cli.names import machine_names
 from castoff.cli.remote import AppOption, find_machine, on_agent
 from castoff.cli.settle import particulars
 from castoff.cli.text import columns
-from castoff.errors import Invalid
 
 if TYPE_CHECKING:
     from castoff.api.client import ApiClient
 
 __all__ = ["COMMANDS"]
-
-_COPY_LIMIT = 2 * 1024 * 1024
-"""Bytes of a file that `cp` moves: it travels in one request."""
 
 _name = click.argument("name", shell_complete=machine_names)
 
@@ -127,47 +123,6 @@ def wait(shared: Globals, app: str, name: str, until: str, timeout: int) -> None
 
     waited = on_agent(shared, work)
     shared.answer(waited, lambda: str(waited["state"]))
-
-
-@click.command("cp", cls=Command)
-@AppOption
-@click.argument("source", metavar="SOURCE|NAME:PATH")
-@click.argument("target", metavar="TARGET|NAME:PATH")
-@click.pass_obj
-def copy(shared: Globals, app: str, source: str, target: str) -> None:
-    """Copy a text file of up to 2 MB into a machine, or out of one. The machine's image needs a shell and cat."""
-    (from_machine, from_path), (to_machine, to_path) = (_place(source), _place(target))
-    if bool(from_machine) == bool(to_machine):
-        raise click.UsageError("one of the two is NAME:PATH, the other a file of this host")
-
-    if from_machine:
-        done = on_agent(shared, lambda client: _executed(client, app, from_machine, ["cat", "--", from_path]))
-    else:
-        text = _text_of(Path(from_path))
-        words = ["sh", "-c", 'cat >"$1"', "sh", to_path]
-        done = on_agent(shared, lambda client: _executed(client, app, to_machine, words, text))
-    if done["exit_code"]:
-        raise Invalid(f"the machine refused: {done['stderr'].strip() or done['exit_code']}")
-    if from_machine:
-        if "\N{REPLACEMENT CHARACTER}" in done["stdout"]:
-            raise Invalid(f"{from_path} is not text in UTF-8, which is all that exec carries")
-        Path(to_path).write_text(done["stdout"])
-    shared.answer({"copied": target}, lambda: "")
-
-
-def _text_of(path: Path) -> str:
-    data = path.read_bytes()
-    if len(data) > _COPY_LIMIT:
-        raise Invalid(f"{path} has {len(data)} bytes", hint=f"at most {_COPY_LIMIT} are copied")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise Invalid(f"{path} is not text in UTF-8, which is all that exec carries") from error
-
-
-def _place(text: str) -> tuple[str, str]:
-    machine, colon, path = text.partition(":")
-    return (machine, path) if colon and machine and "/" not in machine else ("", text)
 
 
 @click.command(cls=Command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal as signals
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from castoff.errors import Conflict, NotFound, Unavailable
@@ -32,6 +32,7 @@ class World:
         stubborn: Images whose command heeds no signal.
         suspended: Machines whose memory is kept.
         resumed: How often a machine went on from its memory.
+        files: What each machine has at a path: tar archives.
         unreachable: Machines of which nobody can tell whether they run.
         ports: What servers in machines answer to a probe, by port; None: they never do. At other ports nobody listens.
         probes: Every probe that was made: the machine, and of what.
@@ -53,6 +54,8 @@ class World:
         self.ports: dict[int, str | None] = {}
         self.probes: list[tuple[str, Probe]] = []
         self.ready: list[str] = []
+
+        self.files: dict[tuple[str, str], bytes] = {}
 
     def exit(self, machine: str, code: int = 0, *, out_of_memory: bool = False) -> None:
         """A machine's command ends by itself."""
@@ -136,6 +139,18 @@ class FakeRun:
     def ready(self) -> None:
         """See castoff.lifecycle.launcher.Reachable."""
         self._world.ready.append(self.launch.machine)
+
+    async def read_files(self, path: str, sink: Callable[[bytes], Awaitable[None]]) -> None:
+        """See the port. What was written at ``path``."""
+        if (self.launch.machine, path) not in self._world.files:
+            raise NotFound(f"in the machine: {path}: No such file or directory")
+        data = self._world.files[self.launch.machine, path]
+        for at in range(0, len(data), 65536):
+            await sink(data[at : at + 65536])
+
+    async def write_files(self, path: str, archive: AsyncIterator[bytes]) -> None:
+        """See the port."""
+        self._world.files[self.launch.machine, path] = b"".join([piece async for piece in archive])
 
     async def suspend(self) -> None:
         """See the port."""

@@ -10,7 +10,7 @@ The lifecycle (castoff.lifecycle.supervisor) decides when; the launcher knows ho
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -209,6 +209,24 @@ class Run(Protocol):
 
     async def processes(self) -> list[ProcessStat]:
         """The guest's processes, as its kernel tells."""
+        ...
+
+    async def read_files(self, path: str, sink: Callable[[bytes], Awaitable[None]]) -> None:
+        """Gives ``sink`` a tar archive of the guest's file or directory at ``path``, piece by piece.
+
+        Raises:
+            NotFound: There is none; nothing was given then.
+            CastoffError: What was given is not all.
+        """
+        ...
+
+    async def write_files(self, path: str, archive: AsyncIterator[bytes]) -> None:
+        """Puts a tar archive's files into the guest's directory at ``path``; or its one entry there, where nothing is.
+
+        Raises:
+            NotFound: There is no directory for it.
+            CastoffError: It is no archive, or there is no room for it.
+        """
         ...
 
     async def detach(self) -> None:

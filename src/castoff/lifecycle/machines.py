@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -288,6 +288,14 @@ class Machines:
     async def processes(self, app: str | None, machine: str) -> Sequence[ProcessStat]:
         """A machine's processes."""
         return await (await self._run(app, machine)).processes()
+
+    async def read_files(self, app: str | None, machine: str, path: str, sink: Callable[[bytes], Awaitable[None]]) -> None:
+        """A machine's file or directory as a tar archive; see castoff.lifecycle.launcher.Run."""
+        await (await self._run(app, machine)).read_files(path, sink)
+
+    async def write_files(self, app: str | None, machine: str, path: str, archive: AsyncIterator[bytes]) -> None:
+        """Puts a tar archive's files into a machine; see castoff.lifecycle.launcher.Run."""
+        await (await self._run(app, machine)).write_files(path, archive)
 
     async def cordon(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
         """Takes a machine out of what is routed to."""

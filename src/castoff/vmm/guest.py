@@ -31,6 +31,8 @@ _FLAG_STDIN: Final = 2
 _FLAG_PROCESSES: Final = 4
 _FLAG_DIAL: Final = 8
 
+_FLAG_TASK: Final = 16
+
 _MAX_STRING: Final = 128 * 1024 - 1
 """Linux's MAX_ARG_STRLEN with its NUL: execve refuses longer arguments and variables."""
 _MAX_SETTINGS: Final = 8 * 1024 * 1024 - 1
@@ -98,6 +100,8 @@ class GuestSettings:
             exit code; the others get the stop signal then, and five seconds. Not of an executed command.
         listing: Nothing is run: the guest's init writes the list of processes (castoff.vmm.guest_processes) to stdout.
         dials: Nothing is run: the guest's init connects to the TCP port ``argv[1]`` of the guest (castoff.vmm.guest_dial).
+
+        task: Nothing is run: the guest's init does what ``argv`` names (castoff.vmm.guest_tasks).
     """
 
     argv: tuple[str, ...]
@@ -117,6 +121,8 @@ class GuestSettings:
     beside: tuple[GuestCommand, ...] = ()
     listing: bool = False
     dials: bool = False
+
+    task: bool = False
 
 
 def _record(tag: int, value: bytes) -> bytes:
@@ -174,6 +180,9 @@ def _limits(guest: GuestSettings) -> Iterator[bytes]:
 def _flags(guest: GuestSettings) -> int:
     flags = ((guest.tty, _FLAG_TTY), (guest.stdin, _FLAG_STDIN), (guest.listing, _FLAG_PROCESSES), (guest.dials, _FLAG_DIAL))
     return sum(flag for is_set, flag in flags if is_set)
+
+    flags = (_FLAG_TTY if guest.tty else 0) | (_FLAG_STDIN if guest.stdin else 0)
+    return flags | (_FLAG_PROCESSES if guest.listing else 0) | (_FLAG_TASK if guest.task else 0)
 
 
 def _records(guest: GuestSettings) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -20,6 +20,7 @@ from castoff.store.builds import uninterrupted
 from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.guest_processes import LISTING, GuestProcess, read_processes
+from castoff.vmm.guest_tasks import read_files, reading_files, write_files, writing_files
 
 __all__ = ["HostRun", "Surroundings", "remembered"]
 
@@ -125,6 +126,14 @@ class HostRun:
     def ready(self) -> None:
         """See castoff.lifecycle.launcher.Reachable."""
         self._machine.mark_ready()
+
+    async def read_files(self, path: str, sink: Callable[[bytes], Awaitable[None]]) -> None:
+        """See the port. Whoever takes nothing for long is to be cancelled: the guest waits."""
+        await self._control.execute(reading_files(path), lambda session: read_files(session, sink))
+
+    async def write_files(self, path: str, archive: AsyncIterator[bytes]) -> None:
+        """See the port."""
+        await self._control.execute(writing_files(path), lambda session: write_files(session, archive))
 
     async def detach(self) -> None:
         """See the port."""

@@ -6,13 +6,14 @@ from typing import Final
 
 from aiohttp import web
 
-from castoff.api.routes import apps, flyctl, leases, machines, observe, organizations, releases, secrets, unserved, volumes
+from castoff.api.routes import apps, files, flyctl, leases, machines, observe, organizations, releases, secrets, unserved, volumes
 
 __all__ = ["ROUTES"]
 
 ROUTES: Final[tuple[web.RouteDef, ...]] = (
     *apps.ROUTES,
     *machines.ROUTES,
+    *files.ROUTES,
     *observe.ROUTES,
     *leases.ROUTES,
     *volumes.ROUTES,
