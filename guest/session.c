@@ -225,7 +225,11 @@ void session_input_end(struct session *s) {
     if (s->in.eof) return;
     s->in.eof = true;
     uint8_t end = 4; /* a terminal's end of input is a character */
-    if (s->master < 0) return;
+    if (s->master < 0) {
+        /* All is written: nothing else would wake whoever closes it. */
+        if (s->in.written == s->in.received) close_fd(&s->in.fd);
+        return;
+    }
     session_input(s, s->in.received, &end, 1);
     s->in.added = 1;
 }

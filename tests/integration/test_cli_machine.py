@@ -79,7 +79,7 @@ def test_a_machine_from_run_to_destroy(state: Castoff, tmp_path: Path) -> None:
         assert id in said(state, "machine", "update", "--skip-start", "--memory", "256M", "web")
         assert state("app", "delete", "shop").returncode != 0
         assert said(state, "machine", "destroy", "web").strip() == id
-        assert said(state, "machine", "list").split() == ["ID", "NAME", "APP", "IMAGE", "STATE", "AGE"]
+        assert said(state, "machine", "list").split() == ["ID", "NAME", "APP", "IMAGE", "STATE", "CHECKS", "AGE"]
         assert said(state, "app", "delete", "shop").strip() == "shop"
 
 

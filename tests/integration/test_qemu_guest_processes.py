@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from castoff.vmm.channel import GuestChannel, Ready
+from castoff.vmm.channel import GuestChannel, Output, Ready
 from castoff.vmm.guest import GuestCommand, GuestSettings
 from castoff.vmm.guest_processes import GuestSocket
 from castoff.vmm.kernel import find_kernel
@@ -74,6 +74,17 @@ async def test_a_killed_command_leaves_nothing_running(guests: Guests) -> None:
 
 async def _commands(channel: GuestChannel) -> list[str]:
     return [process.command for process in await channel.processes()]
+
+
+async def test_the_end_of_input_comes_alone(guests: Guests) -> None:
+    """Long after what was read before it."""
+    async with guests.boot("input", "sleep", "1000") as booted:
+        session = await booted.channel.execute(GuestSettings(argv=("cat",), env=PATH, stdin=True))
+        await session.send_stdin(b"first\n")
+        async for event in session.events():
+            if isinstance(event, Output) and event.data == b"first\n":
+                await session.close_stdin()
+        assert session.exit is not None and session.exit.code == 0
 
 
 async def test_several_processes_are_one_command(guests: Guests) -> None:

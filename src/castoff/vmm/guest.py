@@ -30,7 +30,6 @@ _FLAG_TTY: Final = 1
 _FLAG_STDIN: Final = 2
 _FLAG_PROCESSES: Final = 4
 _FLAG_DIAL: Final = 8
-
 _FLAG_TASK: Final = 16
 
 _MAX_STRING: Final = 128 * 1024 - 1
@@ -178,11 +177,14 @@ def _limits(guest: GuestSettings) -> Iterator[bytes]:
 
 
 def _flags(guest: GuestSettings) -> int:
-    flags = ((guest.tty, _FLAG_TTY), (guest.stdin, _FLAG_STDIN), (guest.listing, _FLAG_PROCESSES), (guest.dials, _FLAG_DIAL))
+    flags = (
+        (guest.tty, _FLAG_TTY),
+        (guest.stdin, _FLAG_STDIN),
+        (guest.listing, _FLAG_PROCESSES),
+        (guest.dials, _FLAG_DIAL),
+        (guest.task, _FLAG_TASK),
+    )
     return sum(flag for is_set, flag in flags if is_set)
-
-    flags = (_FLAG_TTY if guest.tty else 0) | (_FLAG_STDIN if guest.stdin else 0)
-    return flags | (_FLAG_PROCESSES if guest.listing else 0) | (_FLAG_TASK if guest.task else 0)
 
 
 def _records(guest: GuestSettings) -> Iterator[bytes]:
