@@ -29,7 +29,7 @@ from castoff.lifecycle.launcher import Launch
 from castoff.machine.model import new_machine_id
 from castoff.vmm.cgroups import Group, Limits, Tree, find_tree
 from castoff.vmm.kernel import find_kernel
-from castoff.vmm.limits import Entrance, entrance, group_of, machine_limits, open_tree, why_killed
+from castoff.vmm.limits import Entrance, end_groups, entrance, group_of, machine_limits, open_tree, why_killed
 from castoff.vmm.process import MonitorProcess, spawn
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import LimitSettings, QemuSettings, VmmSettings
@@ -214,6 +214,10 @@ asyncio.run(main())
     assert (spec.directory / "ran").exists() == (gated == b"False") == (tree is None)
     if tree is not None:
         assert [group.name.partition("-")[0] for group in tree.groups()] == [spec.id]
+    end_groups("00000000000002", machines, LimitSettings())
+    assert tree is None or len(tree.groups()) == 1
+    end_groups(spec.id, machines, LimitSettings())
+    assert tree is None or tree.groups() == []
 
 
 async def test_limits_that_are_demanded(machines: Path, tree: Tree | None) -> None:

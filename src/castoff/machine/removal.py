@@ -21,7 +21,7 @@ from castoff.machine.model import MachineRecord, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.rootfs.context import ProviderContext
 from castoff.rootfs.release import release_machine
-from castoff.vmm.limits import group_of, leave
+from castoff.vmm.limits import end_groups, group_of, leave
 from castoff.vmm.settings import VmmSettings
 
 __all__ = ["end_machine", "remove_machine"]
@@ -44,6 +44,7 @@ async def end_machine(record: MachineRecord, records: MachineRecords, settings: 
     else:
         # Its owner died between the VMM's start and the record of it: look for a process that says it is this machine.
         await asyncio.to_thread(_end_monitors, record.id, directory)
+        await asyncio.to_thread(end_groups, record.id, records.directory, settings.limits)
     if record.keep:
         await asyncio.to_thread(records.update, msgspec.structs.replace(record, state=MachineState.EXITED))
 

@@ -197,6 +197,18 @@ def why_killed(group: Group | None) -> str:
     return "the host's limit killed it: its VMM took more memory than" + (f" {limit >> 20} MiB" if limit > 0 else " it may")
 
 
+def end_groups(machine_id: str, machines: Path, settings: LimitSettings) -> None:
+    """Removes all groups of a machine, with what is in them: nobody wrote down which one it has.
+
+    Raises:
+        Unavailable: What is in one does not die.
+    """
+    with contextlib.suppress(Unsupported):
+        for group in open_tree(settings, machines).groups():
+            if group.name.rpartition("-")[0] == machine_id:
+                group.remove()
+
+
 def sweep_groups(found: list[Group], wanted: set[str]) -> int:
     """Removes groups that no machine's record names, with what is in them.
 
