@@ -151,7 +151,8 @@ static void name_of(const char *path) {
     if (!*name) strcpy(name, ".");
 }
 
-void files_send(const char *path) {
+void files_send(const char *path, const char *unused) {
+    (void)unused;
     struct rlimit files = {4096, 4096}; /* a descriptor for each level */
     static char buffer[PIECE];
     static const uint8_t end[2 * BLOCK];

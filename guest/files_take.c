@@ -293,7 +293,8 @@ static void take_entry(const struct entry *entry) {
     if (entry->type == '5') skip(entry->size + padding(entry->size));
 }
 
-void files_take(const char *path) {
+void files_take(const char *path, const char *unused) {
+    (void)unused;
     static char clean[PATH_MAX];
     static struct entry entry;
     struct stat st;

@@ -187,8 +187,12 @@ void task_perform(char **argv) __attribute__((noreturn));
 void task_fail(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
 
 /* files_send.c, files_take.c */
-void files_send(const char *path);
-void files_take(const char *path);
+void files_send(const char *path, const char *unused);
+void files_take(const char *path, const char *unused);
+
+/* volumes.c */
+void volume_grow(const char *path, const char *wanted);
+void volume_sync(const char *path, const char *unused);
 
 /* session.c */
 extern struct session sessions[MAX_SESSIONS];

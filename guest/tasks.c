@@ -12,10 +12,12 @@
 
 static const struct {
     const char *name;
-    void (*perform)(const char *path);
+    void (*perform)(const char *path, const char *more);
 } tasks[] = {
     {"send-files", files_send},
     {"take-files", files_take},
+    {"grow-volume", volume_grow},
+    {"sync-volume", volume_sync},
 };
 
 /* Tells the host why it could not be done, and ends. */
@@ -39,7 +41,7 @@ void task_perform(char **argv) {
         for (int fd = 3; fd < 1024; fd++) close(fd);
     for (size_t i = 0; i < sizeof tasks / sizeof *tasks; i++)
         if (!strcmp(argv[0], tasks[i].name) && argv[1]) {
-            tasks[i].perform(argv[1]);
+            tasks[i].perform(argv[1], argv[2] ? argv[2] : "");
             _exit(0);
         }
     task_fail(TASK_UNKNOWN, "no such task: %.60s", argv[0]);

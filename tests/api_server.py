@@ -19,6 +19,7 @@ from castoff.api.server import Register, build_app, serving
 from castoff.errors import NotFound
 from castoff.fakes.launcher import FakeLauncher, World
 from castoff.lifecycle.apps import Apps
+from castoff.lifecycle.attached import Attached
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.releases import Releases
@@ -119,6 +120,7 @@ async def _parts(directory: Path, settings: AgentSettings, world: World) -> Asyn
             machines=machines,
             apps=apps,
             volumes=volumes,
+            attached=Attached(volumes, machines),
             secrets=secrets,
             releases=Releases(database),
             authenticator=KnownTokens(),

@@ -34,6 +34,7 @@ from castoff.hydrate.state import write_state
 from castoff.image.digest import Digest
 from castoff.layers.toc import CHUNK
 from castoff.lifecycle.apps import Apps
+from castoff.lifecycle.attached import Attached
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.launcher import Launch, Run
 from castoff.lifecycle.machines import Machines
@@ -228,6 +229,7 @@ async def served(
             machines=machines,
             apps=apps,
             volumes=volumes,
+            attached=Attached(volumes, machines),
             secrets=secrets,
             releases=Releases(database),
             authenticator=KnownTokens(),

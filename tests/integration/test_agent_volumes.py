@@ -60,14 +60,19 @@ async def test_a_volume_outlives_its_machines(state: Castoff) -> None:
             one = f"{APP}/volumes/{volume['id']}"
             writer = await run(api, state, volume["id"])
             assert (await asked(api, "GET", one))["attached_machine_id"] == writer.rpartition("/")[2]
-            await said(api, writer, "echo kept > /data/file; sync")
+            await said(api, writer, "echo kept > /data/file")
             refused = await asked(api, "POST", f"{APP}/machines", {"config": config(state, volume["id"])}, status=409)
             assert "attached to machine" in refused["error"]
             await asked(api, "POST", f"{APP}/machines", {"config": config(state, "vol_0")}, status=404)
             await asked(api, "DELETE", one, status=409)
             snapshot = await asked(api, "POST", f"{one}/snapshots")
             extended = await asked(api, "PUT", f"{one}/extend", {"size_gb": 2})
-            assert extended["needs_restart"] is True and extended["volume"]["size_gb"] == 2
+            assert extended["needs_restart"] is False and extended["volume"]["size_gb"] == 2
+            megabytes = int((await said(api, writer, "df -m /data | awk 'END {print $2}'")).strip())
+            assert 1800 < megabytes < 2048
+            await said(api, writer, "fallocate -l 1200M /data/large && rm /data/large")
+            last = "dd if=/dev/zero of=/data/last bs=1M seek=1100 count=1 conv=fsync"  # a block past the old end of the drive
+            await said(api, writer, f"fallocate -l 1100M /data/last && {last} && rm /data/last")
             await said(api, writer, "echo later > /data/later; sync")
             first.kill()
     with agent(state) as second:

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 GUEST = Path(__file__).parents[2] / "guest"
-MAIN = '#include "init.h"\nint main(int argc, char **argv) { (void)argc; task_perform(argv + 1); }\n'
+MAIN = """
+#include "init.h"
+uint8_t *read_file(const char *path, size_t limit, size_t *size) { return (void)path, (void)limit, (void)size, NULL; }
+int main(int argc, char **argv) { return (void)argc, task_perform(argv + 1), 0; }
+"""
 OK, FAILED, NOT_FOUND, UNKNOWN = 0, 1, 2, 127
 
 Task = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -26,7 +30,10 @@ def _task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     (directory / "main.c").write_text(MAIN)
     compiler = shlex.split(os.environ.get("CASTOFF_INIT_CC", "musl-gcc"))
     flags = ("-std=c11", "-D_GNU_SOURCE", "-O1", "-static", "-Wall", "-Wextra", "-Werror", f"-I{GUEST}")
-    sources = [str(directory / "main.c"), *(str(GUEST / f"{name}.c") for name in ("tasks", "files_send", "files_take"))]
+    sources = [
+        str(directory / "main.c"),
+        *(str(GUEST / f"{name}.c") for name in ("tasks", "files_send", "files_take", "volumes")),
+    ]
     subprocess.run([*compiler, *flags, "-o", str(directory / "task"), *sources], check=True)
 
     def perform(*words: str | Path, archive: bytes = b"", code: int = OK) -> subprocess.CompletedProcess[bytes]:

@@ -30,6 +30,7 @@ from castoff.api.tokens import Tokens
 from castoff.config import Config
 from castoff.host import Host
 from castoff.lifecycle.apps import Apps
+from castoff.lifecycle.attached import Attached, Backups
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.releases import Releases
@@ -113,6 +114,8 @@ async def running(
         if not discard_unknown:
             await refuse_unknown(machines, launcher)
         await enter(_beside(reconcile_forever(machines, launcher, logs, host.sweep, notice)))
+        attached = Attached(volumes, machines)
+        await enter(_beside(Backups(volumes, attached, notice).forever()))
 
         stream = await enter(MachineStream.open(machines))
         metrics.watch(machines, stream)
@@ -131,6 +134,7 @@ async def running(
             machines=machines,
             apps=apps,
             volumes=volumes,
+            attached=attached,
             secrets=secrets,
             releases=Releases(database),
             authenticator=tokens,

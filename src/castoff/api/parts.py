@@ -10,6 +10,7 @@ from aiohttp import web
 
 from castoff.api.auth import Authenticator
 from castoff.api.ports import Apps, Releases, Secrets, Volumes
+from castoff.lifecycle.attached import Attached
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.settings import AgentSettings
 
@@ -52,6 +53,7 @@ class Parts:
     machines: Machines
     apps: Apps
     volumes: Volumes
+    attached: Attached
     secrets: Secrets
     releases: Releases
     authenticator: Authenticator

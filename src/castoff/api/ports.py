@@ -144,20 +144,8 @@ class Volumes(Protocol):
         """
         ...
 
-    async def extend(self, app: str, id: str, size: int) -> Volume:
-        """Makes one larger.
-
-        Raises:
-            Invalid: It is that large already.
-        """
-        ...
-
     def snapshots(self, app: str, id: str) -> Sequence[Snapshot]:
         """Its snapshots."""
-        ...
-
-    async def snapshot(self, app: str, id: str) -> Snapshot:
-        """Takes one."""
         ...
 
 

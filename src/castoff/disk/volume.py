@@ -23,7 +23,7 @@ from castoff.store.builds import uninterrupted
 from castoff.store.durable import fsync_path
 from castoff.store.extents import clone_file
 
-__all__ = ["copy_volume", "filesystem_size", "grow_volume", "make_volume"]
+__all__ = ["copy_volume", "filesystem_size", "grow_volume", "lengthen", "make_volume"]
 
 _FEATURES: Final = (
     "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
@@ -94,7 +94,7 @@ async def grow_volume(path: Path, size: int) -> None:
     if await asyncio.to_thread(filesystem_size, path) >= size - size % 4096:
         return
     await asyncio.to_thread(_check_unused, path)
-    await asyncio.to_thread(_lengthen, path, size)
+    await asyncio.to_thread(lengthen, path, size)
     await _run(path, size, "e2fsck", "-f", "-p", str(path), allowed=_CORRECTED)  # resize2fs wants it; it replays the journal, too
     await _run(path, size, "resize2fs", str(path))
     await asyncio.to_thread(fsync_path, path)
@@ -115,7 +115,12 @@ def _check_unused(path: Path) -> None:
         os.close(descriptor)
 
 
-def _lengthen(path: Path, size: int) -> None:
+def lengthen(path: Path, size: int) -> None:
+    """Makes an image as long as ``size``; its filesystem stays as it is. Also of one that a machine has: it takes no notice.
+
+    Raises:
+        Invalid: The host's filesystem has no files that large.
+    """
     if path.stat().st_size < size:
         _truncate(path, size)
 

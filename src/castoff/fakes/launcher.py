@@ -8,7 +8,7 @@ import signal as signals
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from castoff.errors import Conflict, NotFound, Unavailable
+from castoff.errors import Conflict, NotFound, Unavailable, Unsupported
 from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, Launch, Probe, ProcessStat, Run, RunExit
 from castoff.machine.model import MachineId
@@ -33,6 +33,9 @@ class World:
         suspended: Machines whose memory is kept.
         resumed: How often a machine went on from its memory.
         files: What each machine has at a path: tar archives.
+        rigid: Images whose VMM cannot tell the guest of a larger drive.
+        grown: Volumes that grew while a machine had them: its id, the file, and bytes.
+        synced: Volumes that a machine flushed: its id and the file.
         unreachable: Machines of which nobody can tell whether they run.
         ports: What servers in machines answer to a probe, by port; None: they never do. At other ports nobody listens.
         probes: Every probe that was made: the machine, and of what.
@@ -51,6 +54,9 @@ class World:
         self.suspended: set[str] = set()
         self.resumed: dict[str, int] = {}
         self.unreachable: set[str] = set()
+        self.rigid: set[str] = set()
+        self.grown: list[tuple[str, str, int]] = []
+        self.synced: list[tuple[str, str]] = []
         self.ports: dict[int, str | None] = {}
         self.probes: list[tuple[str, Probe]] = []
         self.ready: list[str] = []
@@ -151,6 +157,18 @@ class FakeRun:
     async def write_files(self, path: str, archive: AsyncIterator[bytes]) -> None:
         """See the port."""
         self._world.files[self.launch.machine, path] = b"".join([piece async for piece in archive])
+
+    async def grow_volume(self, file: str, size: int) -> None:
+        """See castoff.lifecycle.launcher.HasVolumes."""
+        if self.launch.config.image in self._world.rigid:
+            raise Unsupported("this machine's VMM cannot tell it of a larger drive")
+        self._world.grown.append((self.launch.machine, file, size))
+
+    async def sync_volume(self, file: str) -> None:
+        """See castoff.lifecycle.launcher.HasVolumes."""
+        if self._exit is not None:
+            raise Unavailable("the machine ended")
+        self._world.synced.append((self.launch.machine, file))
 
     async def suspend(self) -> None:
         """See the port."""

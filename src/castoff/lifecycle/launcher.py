@@ -22,6 +22,7 @@ __all__ = [
     "Connection",
     "ExecRequest",
     "ExecResult",
+    "HasVolumes",
     "Launch",
     "Launcher",
     "ListenSocket",
@@ -271,6 +272,28 @@ class Reachable(Protocol):
 
     def ready(self) -> None:
         """A check has passed: the machine does what it was started for. The first call counts."""
+        ...
+
+
+@runtime_checkable
+class HasVolumes(Protocol):
+    """A run whose volumes can be looked after while it has them mounted; each is named by its file, as in ``Launch.volumes``."""
+
+    async def grow_volume(self, file: str, size: int) -> None:
+        """Grows a volume's file, drive and filesystem to ``size`` bytes.
+
+        Raises:
+            Unsupported: It cannot be done with this machine while it runs.
+            CastoffError: It could not be done; the machine's next start does it.
+        """
+        ...
+
+    async def sync_volume(self, file: str) -> None:
+        """Has the guest flush a volume's filesystem.
+
+        Raises:
+            CastoffError: It does not, or not in time.
+        """
         ...
 
 

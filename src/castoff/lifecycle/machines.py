@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from castoff.errors import CastoffError, Conflict, Invalid, NotFound
+from castoff.errors import CastoffError, Conflict, Invalid, NotFound, Unsupported
 from castoff.lifecycle.actions import Means
 from castoff.lifecycle.admission import check_config
 from castoff.lifecycle.board import Board
@@ -23,7 +23,7 @@ from castoff.lifecycle.config import MachineConfig, parse_config
 from castoff.lifecycle.creation import new_machine
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.ids import milliseconds
-from castoff.lifecycle.launcher import ExecRequest, ExecResult, Launcher, ProcessStat, Run
+from castoff.lifecycle.launcher import ExecRequest, ExecResult, HasVolumes, Launcher, ProcessStat, Run
 from castoff.lifecycle.launches import SecretValues, VolumeFiles
 from castoff.lifecycle.leases import check_lease, lease_end, new_lease
 from castoff.lifecycle.model import (
@@ -296,6 +296,19 @@ class Machines:
     async def write_files(self, app: str | None, machine: str, path: str, archive: AsyncIterator[bytes]) -> None:
         """Puts a tar archive's files into a machine; see castoff.lifecycle.launcher.Run."""
         await (await self._run(app, machine)).write_files(path, archive)
+
+    async def grow_volume(self, machine: str, file: str, size: int) -> None:
+        """Grows a volume that a running machine has mounted; see castoff.lifecycle.launcher.HasVolumes."""
+        await self._with_volumes(await self._run(None, machine)).grow_volume(file, size)
+
+    async def sync_volume(self, machine: str, file: str) -> None:
+        """Has a running machine flush a volume; see castoff.lifecycle.launcher.HasVolumes."""
+        await self._with_volumes(await self._run(None, machine)).sync_volume(file)
+
+    def _with_volumes(self, run: Run) -> HasVolumes:
+        if not isinstance(run, HasVolumes):
+            raise Unsupported("this machine's volumes cannot be looked after while it runs", hint="restart it")
+        return run
 
     async def cordon(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
         """Takes a machine out of what is routed to."""

@@ -4,8 +4,9 @@
 is worth: it is written before the file is begun and once it is on disk, so whatever a crash leaves is told from what was
 acknowledged, and removed (``load``).
 
-A machine that has a volume may have it mounted, and nobody else may then write to its file. So a volume that is attached is
-extended when its machine starts the next time, and snapshots of it are reflinks: one instant, as after a power cut.
+A machine that has a volume may have it mounted, and nobody else may then write to its file. So the file of one that is attached
+grows when its machine starts the next time, unless that grows it itself (castoff.lifecycle.attached), and snapshots of it are
+reflinks: one instant, as after a power cut.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Volumes:
             else:
                 await self._forget(snapshot)
         for id in self._volumes:
-            await self._expire(id)
+            await self._expire(id, milliseconds())
         unknown = await self._files.unknown(self._volumes, self._snapshots)
         if unknown and not discard_unknown:
             raise Conflict(
@@ -123,7 +124,7 @@ class Volumes:
             snapshot: Id of the snapshot that it begins with.
             source: Id of the volume that it begins with, as that is now.
             snapshot_retention: Days for which snapshots of it are kept.
-            auto_backup: Kept for clients; nothing acts on it.
+            auto_backup: A snapshot of it is taken every day (castoff.lifecycle.attached).
 
         Raises:
             Invalid: The name or the kind is not usable, or the size is less than the origin's.
@@ -203,15 +204,30 @@ class Volumes:
         """Its snapshots, the oldest first."""
         return [one for one in self._snapshots.get(self.get(app, id).id, {}).values() if one.status == CREATED]
 
-    async def snapshot(self, app: str, id: str) -> Snapshot:
+    def file(self, id: str) -> str:
+        """The file that holds a volume, as :meth:`attach` gives it."""
+        return str(self._files.data(id))
+
+    async def expire(self, id: str, now: int) -> None:
+        """Deletes the snapshots of a volume that are past their retention at ``now``; of one that is gone, none."""
+        with contextlib.suppress(NotFound):
+            async with self._held(None, id):
+                await self._expire(id, now)
+
+    async def snapshot(self, app: str, id: str, *, reflink: bool = False) -> Snapshot:
         """Takes one, which is on disk when this returns.
 
+        Args:
+            app: Whose.
+            id: Of which volume.
+            reflink: Refuse to copy it.
+
         Raises:
-            Conflict: The volume is attached, and the filesystem cannot reflink.
+            Conflict: The volume is attached or must not be copied, and the filesystem cannot reflink.
             NoSpace: The disk is full.
         """
         async with self._held(app, id) as volume:
-            await self._expire(id)
+            await self._expire(id, milliseconds())
             snapshot = Snapshot(
                 id=_new_id("vs"),
                 volume=id,
@@ -224,7 +240,7 @@ class Volumes:
             )
             await self._database.write(put(snapshot))
             try:
-                held = await self._files.take(snapshot, live=volume.machine is not None)
+                held = await self._files.take(snapshot, live=reflink or volume.machine is not None)
             except BaseException:
                 await _to_its_end(self._forget(snapshot))
                 raise
@@ -329,8 +345,7 @@ class Volumes:
         await self._database.write(drop(snapshot))
         self._snapshots[snapshot.volume].pop(snapshot.id, None)
 
-    async def _expire(self, id: str) -> None:
-        now = milliseconds()
+    async def _expire(self, id: str, now: int) -> None:
         for snapshot in [*self._snapshots[id].values()]:
             if now - snapshot.created > snapshot.retention_days * _DAY:
                 await self._forget(snapshot)

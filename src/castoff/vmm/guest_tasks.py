@@ -13,7 +13,16 @@ from castoff.errors import CastoffError, Code, Invalid, NotFound, Unavailable, U
 from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
 
-__all__ = ["GuestFull", "read_files", "reading_files", "write_files", "writing_files"]
+__all__ = [
+    "GuestFull",
+    "finish",
+    "growing_volume",
+    "read_files",
+    "reading_files",
+    "syncing_volume",
+    "write_files",
+    "writing_files",
+]
 
 _NOT_FOUND: Final = 2
 _NO_SPACE: Final = 3
@@ -37,6 +46,25 @@ def reading_files(path: str) -> GuestSettings:
 def writing_files(path: str) -> GuestSettings:
     """What a channel executes to put the files of a tar archive into the guest: see :func:`write_files`."""
     return GuestSettings(argv=("take-files", path), task=True, stdin=True)
+
+
+def growing_volume(path: str, size: int) -> GuestSettings:
+    """What a channel executes to grow the filesystem that is mounted at ``path`` to ``size`` bytes, once its drive has them."""
+    return GuestSettings(argv=("grow-volume", path, str(size)), task=True)
+
+
+def syncing_volume(path: str) -> GuestSettings:
+    """What a channel executes to flush the filesystem that is mounted at ``path`` to its drive."""
+    return GuestSettings(argv=("sync-volume", path), task=True)
+
+
+async def finish(session: GuestSession) -> None:
+    """Waits for the end of a session that executes one of these.
+
+    Raises:
+        CastoffError: It could not be done, or the machine ended.
+    """
+    await _finish(session, _ignore)
 
 
 async def read_files(session: GuestSession, sink: Sink) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import weakref
@@ -131,6 +132,28 @@ class MonitorProcess:
             loop.remove_reader(descriptor)
             os.close(descriptor)
         self._forget()
+
+    def allow_files(self, size: int) -> None:
+        """Lets its files grow to ``size`` bytes, where it was started with less.
+
+        Raises:
+            Unsupported: We may not.
+            Unavailable: It has ended.
+        """
+        if _start_time(self.pid) != self.started:
+            raise Unavailable(f"process {self.pid} has ended")
+        try:
+            # Read there, since prlimit(2) shows those of another user to CAP_SYS_RESOURCE alone.
+            limits = Path(f"/proc/{self.pid}/limits").read_text().splitlines()
+            allowed = next(line for line in limits if line.startswith("Max file size")).split()[-2]
+            if allowed != "unlimited" and int(allowed) < size:
+                resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, size))
+        except (ProcessLookupError, FileNotFoundError) as error:
+            raise Unavailable(f"process {self.pid} has ended") from error
+        except PermissionError as error:
+            raise Unsupported(
+                f"the VMM's files may have {allowed} bytes, which only CAP_SYS_RESOURCE can change", hint="restart the machine"
+            ) from error
 
     async def kill(self) -> None:
         """Ends it now, and waits until it is gone."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from castoff.disk.clone import MAX_VOLUMES, volume_role
 from castoff.errors import CastoffError, Unauthorized, Unavailable, Unsupported
 from castoff.timeline import step
 from castoff.vmm import qmp
@@ -30,7 +31,11 @@ __all__ = ["QemuHandle", "QemuVmm"]
 _CONSOLE: Final = "console.log"
 _LOG: Final = "vmm.log"
 _LAST_WORDS_SECONDS: Final = 0.5
+_QMP_SECONDS: Final = 10.0
 _CONSOLE_LIMIT: Final = 64 << 20
+_GROWTH: Final = 4
+"""How often larger a volume may become while its machine runs, where we may not change a running process's limits."""
+_VOLUMES: Final = frozenset(volume_role(number) for number in range(MAX_VOLUMES))
 
 
 class QemuHandle:
@@ -62,6 +67,17 @@ class QemuHandle:
         from castoff.vmm.stopping import ask_to_stop
 
         await ask_to_stop(self, timeout)
+
+    async def grow_drive(self, role: str, size: int) -> None:
+        """See castoff.vmm.vmm.GrowingDrives. The drive's number is that of the descriptors which carry its role."""
+        socket = self._directory / "qmp.sock"
+        async with asyncio.timeout(_QMP_SECONDS):
+            sets = await qmp.execute(socket, "query-fdsets")
+            numbers = [one["fdset-id"] for one in sets if any(each.get("opaque") == role for each in one["fds"])]
+            if not numbers:
+                raise Unavailable(f"qemu knows no drive {role!r}")
+            self._process.allow_files(size)
+            await qmp.execute(socket, "block_resize", **{"node-name": f"drive{numbers[0]}", "size": size})
 
     async def kill(self) -> None:
         """Ends QEMU now, and gives its control group back."""
@@ -229,5 +245,7 @@ def _hand_over(initramfs: int, owner: Owner | None) -> None:
 
 
 def _largest_file(drives: list[OpenDrive]) -> int:
-    """Bounds what the guest can make its console log grow to: no file of QEMU's may be longer than its largest drive."""
-    return max([_CONSOLE_LIMIT, *(os.lseek(drive.descriptor, 0, os.SEEK_END) for drive in drives)])
+    """Bounds what the guest can make its console log grow to: no file of QEMU's may be longer than its largest drive, or than a
+    volume may become while it runs."""
+    sizes = [os.lseek(drive.descriptor, 0, os.SEEK_END) * (_GROWTH if drive.role in _VOLUMES else 1) for drive in drives]
+    return max([_CONSOLE_LIMIT, *sizes])

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from castoff.disk.clone import Drive, inherited
 from castoff.vmm.cgroups import Group
 
-__all__ = ["MachineSpec", "PortForward", "Vmm", "VmmHandle"]
+__all__ = ["GrowingDrives", "MachineSpec", "PortForward", "Vmm", "VmmHandle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,21 @@ class VmmHandle(Protocol):
 
     async def kill(self) -> None:
         """Ends the VMM now. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class GrowingDrives(Protocol):
+    """A handle whose drives can grow while the guest runs."""
+
+    async def grow_drive(self, role: str, size: int) -> None:
+        """Tells VMM and guest that a drive's file has grown to ``size`` bytes.
+
+        Raises:
+            Unsupported: This process may not allow it.
+            Unavailable: The VMM refused, or ended.
+            TimeoutError: It does not answer.
+        """
         ...
 
 

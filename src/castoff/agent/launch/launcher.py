@@ -175,7 +175,8 @@ class HostLauncher:
         """Costs no request: the image's documents were just fetched, and are kept by their digest."""
         async with opened(request.image, request.platform, config=self._host.config, store=self._host.store) as (_, image):
             settings = guest_settings(image.config, request, hostname=request.hostname or "castoff")
-        return Surroundings(env=settings.env, cwd=settings.cwd, user=settings.user)
+        volumes = tuple((str(volume.path), mount.path) for volume, mount in zip(request.volumes, settings.mounts, strict=True))
+        return Surroundings(env=settings.env, cwd=settings.cwd, user=settings.user, volumes=volumes)
 
 
 async def _ends(handle: VmmHandle) -> None:

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
 from castoff.agent.launch.control import Control
 from castoff.agent.launch.logs import LogWriter
-from castoff.errors import CastoffError, Invalid, Unavailable
+from castoff.disk.clone import volume_role
+from castoff.disk.volume import lengthen
+from castoff.errors import CastoffError, Invalid, NotFound, Unavailable, Unsupported
 from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, ListenSocket, Probe, ProcessStat, RunExit
 from castoff.machine.machine import Machine, MachineLost
 from castoff.machine.model import MachineRecord
@@ -20,7 +23,16 @@ from castoff.store.builds import uninterrupted
 from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.guest_processes import LISTING, GuestProcess, read_processes
-from castoff.vmm.guest_tasks import read_files, reading_files, write_files, writing_files
+from castoff.vmm.guest_tasks import (
+    finish,
+    growing_volume,
+    read_files,
+    reading_files,
+    syncing_volume,
+    write_files,
+    writing_files,
+)
+from castoff.vmm.vmm import GrowingDrives
 
 __all__ = ["HostRun", "Surroundings", "remembered"]
 
@@ -31,6 +43,8 @@ _LISTING: Final = 10.0
 _POWER_OFF: Final = 10.0
 """Seconds that a guest has to unmount its disk after its command's end."""
 _KILL: Final = 9
+_VOLUME: Final = 30.0
+"""Seconds that the guest may take to flush a volume, or to grow it."""
 _TICKS: Final = 100
 """A second's clock ticks, as clients of the API count."""
 
@@ -41,10 +55,12 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[str, ...]
     cwd: str
     user: str
+    volumes: tuple[tuple[str, str], ...] = ()
+    """Their files, and where they are mounted; in the order of their drives."""
 
 
 class HostRun:
-    """Implements castoff.lifecycle.launcher.Run and Reachable.
+    """Implements castoff.lifecycle.launcher.Run, Reachable and HasVolumes.
 
     Args:
         machine: The machine, whose command was started.
@@ -135,6 +151,30 @@ class HostRun:
         """See the port."""
         await self._control.execute(writing_files(path), lambda session: write_files(session, archive))
 
+    async def grow_volume(self, file: str, size: int) -> None:
+        """See castoff.lifecycle.launcher.HasVolumes."""
+        role, path = self._volume(file)
+        handle = self._machine.handle
+        if not isinstance(handle, GrowingDrives):
+            raise Unsupported("this machine's VMM cannot tell it of a larger drive", hint="restart it")
+        await asyncio.to_thread(lengthen, Path(file), size)
+        async with _answer("grow the volume"):
+            await handle.grow_drive(role, size)
+            await self._control.execute(growing_volume(path, size), finish)
+
+    async def sync_volume(self, file: str) -> None:
+        """See castoff.lifecycle.launcher.HasVolumes."""
+        _, path = self._volume(file)
+        async with _answer("flush the volume"):
+            await self._control.execute(syncing_volume(path), finish)
+
+    def _volume(self, file: str) -> tuple[str, str]:
+        """The role of a volume's drive, and where it is mounted."""
+        for number, (one, path) in enumerate(self._surroundings.volumes):
+            if one == file:
+                return volume_role(number), path
+        raise NotFound(f"this machine has not mounted {Path(file).parent.name}", hint="restart it")
+
     async def detach(self) -> None:
         """See the port."""
         self._ending.cancel()
@@ -167,6 +207,15 @@ class HostRun:
             return exit
         finally:
             await uninterrupted(self._log.close)
+
+
+@contextlib.asynccontextmanager
+async def _answer(what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_VOLUME):
+            yield
+    except TimeoutError as error:
+        raise Unavailable(f"the guest did not {what} within {_VOLUME:g} s", hint="is its disk well?") from error
 
 
 def _as_run_exit(exit: Exit | None) -> RunExit:

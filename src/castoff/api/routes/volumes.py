@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from aiohttp import web
@@ -13,6 +14,8 @@ from castoff.api.wire.requests import ExtendBody, VolumeBody, VolumeChange
 from castoff.api.wire.volume import snapshot_document, volume_document
 
 __all__ = ["ROUTES"]
+
+_LOG: Final = logging.getLogger(__name__)
 
 _ALL: Final = "/v1/apps/{app}/volumes"
 _ONE: Final = "/v1/apps/{app}/volumes/{id}"
@@ -73,10 +76,12 @@ async def delete_volume(request: web.Request) -> web.Response:
 
 
 async def extend_volume(request: web.Request) -> web.Response:
-    """PUT /volumes/{id}/extend: a running machine sees the new size when it starts again."""
+    """PUT /volumes/{id}/extend: a running machine sees the new size at once, or when it starts again."""
     wanted = await body.read(request, ExtendBody)
-    volume = await request.app[PARTS].volumes.extend(*_names(request), wanted.size_gb * _GB)
-    return json_answer({"volume": volume_document(volume), "needs_restart": volume.machine is not None})
+    extended = await request.app[PARTS].attached.extend(*_names(request), wanted.size_gb * _GB)
+    if extended.why:
+        _LOG.info("volume %s grows when its machine starts again: %s", extended.volume.id, extended.why)
+    return json_answer({"volume": volume_document(extended.volume), "needs_restart": extended.needs_restart})
 
 
 async def list_snapshots(request: web.Request) -> web.Response:
@@ -87,7 +92,7 @@ async def list_snapshots(request: web.Request) -> web.Response:
 
 async def take_snapshot(request: web.Request) -> web.Response:
     """POST /volumes/{id}/snapshots."""
-    return json_answer(snapshot_document(await request.app[PARTS].volumes.snapshot(*_names(request))))
+    return json_answer(snapshot_document(await request.app[PARTS].attached.snapshot(*_names(request))))
 
 
 ROUTES: Final = (
