@@ -25,6 +25,9 @@ class Secrets:
     async def values(self, app: str) -> Mapping[str, str]:
         return self.known
 
+    async def version(self, app: str) -> int:
+        return len(self.known)
+
 
 @dataclass
 class Volumes:

@@ -37,6 +37,25 @@ async def test_apps(api: Api) -> None:
         await api.ask("POST", "/v1/apps", {"name": name}, status=400)
 
 
+async def test_secrets_have_versions(api: Api) -> None:
+    """Whoever asks for a later one than there is, to read or for a machine, is refused until it is there."""
+    url, machines = "/v1/apps/mine/secrets", "/v1/apps/mine/machines"
+    body = {"config": {"image": "alpine"}, "min_secrets_version": 1, "skip_launch": True}
+    assert "have version 0, not 1" in (await api.ask("POST", machines, body, status=412))["error"]
+    version = (await api.ask("POST", url, {"values": {"A": "one"}}))["version"]
+    assert version == 1
+    machine = await api.ask("POST", machines, body)
+    for name in ("min_version", "version"):
+        await api.ask("GET", f"{url}?{name}=1")
+        await api.ask("GET", f"{url}?{name}=2", status=412)
+        await api.ask("GET", f"{url}/A?{name}=2", status=412)
+        await api.ask("GET", f"{url}?{name}=x", status=400)
+    again = {**body, "min_secrets_version": 2}
+    await api.ask("POST", f"{machines}/{machine['id']}", again, status=412)
+    assert (await api.ask("DELETE", f"{url}/A"))["version"] == 2
+    await api.ask("POST", f"{machines}/{machine['id']}", again)
+
+
 async def test_secrets_go_in_and_come_out_only_where_they_are_asked_for(api: Api) -> None:
     """One, several, removed by null; a version that grows; no value unless it is asked for."""
     url = "/v1/apps/mine/secrets"

@@ -181,6 +181,10 @@ class Secrets(Protocol):
         """An app's secrets, by name."""
         ...
 
+    async def version(self, app: str) -> int:
+        """The version of an app's secrets."""
+        ...
+
     async def set(self, app: str, values: Mapping[str, str | None]) -> int:
         """Sets some and removes those that are None; the new version of the app's secrets."""
         ...

@@ -25,6 +25,10 @@ class SecretValues(Protocol):
         """An app's secrets, by name."""
         ...
 
+    async def version(self, app: str) -> int:
+        """Their version: one more with each change."""
+        ...
+
 
 class VolumeFiles(Protocol):
     """Gives volumes to machines."""

@@ -224,6 +224,7 @@ class Machines:
 
         async def update() -> Machine:
             self._admit(supervisor.machine.app, request.config, machine)
+            await self._has_secrets(supervisor.machine.app, request.min_secrets_version)
             digest = await self._launcher.resolve(request.config.image)
             updated = await supervisor.update(request, digest, guard)
             if request.lease_ttl:
@@ -403,6 +404,7 @@ class Machines:
 
     async def _create(self, app: str, request: CreateRequest) -> Machine:
         self._admit(app, request.config)
+        await self._has_secrets(app, request.min_secrets_version)
         id = new_machine_id()
         name = check_name(request.name) if request.name else f"machine-{id[:8]}"
         if (app, name) in self._names or self._board.named(app, name):
@@ -425,6 +427,15 @@ class Machines:
         self._launcher.check(config)
         for mount in config.mounts or ():
             self._means.volumes.check(app, mount.volume, machine)
+
+    async def _has_secrets(self, app: str, least: int | None) -> None:
+        """A client that has just set secrets names their version, so that no machine starts without them."""
+        there = await self._means.secrets.version(app) if least else 0
+        if least and there < least:
+            raise PreconditionFailed(
+                f"min_secrets_version: the secrets of app {app} have version {there}, not {least}",
+                hint="set them first; a version is what the answer to that says",
+            )
 
     def _guarded(self, app: str | None, machine: str, nonce: str | None) -> tuple[Supervisor, Guard]:
         """A machine's supervisor, and what it asks before it does anything for the holder of ``nonce``."""

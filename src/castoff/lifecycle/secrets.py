@@ -83,6 +83,12 @@ class Secrets:
         self._changes += 1
         self._values.pop(app, None)
 
+    async def version(self, app: str) -> int:
+        """The version of an app's secrets: one more with each change, 0 before the first."""
+        query = "SELECT version FROM secret_versions WHERE app = ?"
+        row = await self._database.read(lambda connection: connection.execute(query, (app,)).fetchone())
+        return int(row["version"]) if row is not None else 0
+
     async def set(self, app: str, values: Mapping[str, str | None]) -> int:
         """Sets several at once; None removes one. Machines see them when they start the next time.
 

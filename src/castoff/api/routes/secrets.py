@@ -11,8 +11,9 @@ from castoff.api import body
 from castoff.api.answer import json_answer, moment
 from castoff.api.auth import Forbidden, grant_of
 from castoff.api.parts import PARTS
-from castoff.api.ports import Secret
+from castoff.api.ports import Secret, Secrets
 from castoff.api.wire.requests import SecretBody, SecretsBody
+from castoff.lifecycle.model import PreconditionFailed
 
 __all__ = ["ROUTES"]
 
@@ -37,12 +38,24 @@ def _shown(request: web.Request) -> bool:
     return wanted
 
 
+async def _check_version(request: web.Request, secrets: Secrets, app: str) -> None:
+    """The query's ``min_version``, or ``version``: only the newest is kept, so either is a least one."""
+    there = await secrets.version(app)
+    for name in ("min_version", "version"):
+        least = body.number(request, name, default=0, least=0, most=2**63 - 1)
+        if least > there:
+            raise PreconditionFailed(
+                f"query: {name}: the secrets of app {app} have version {there}, not {least}", hint="set them first"
+            )
+
+
 async def list_secrets(request: web.Request) -> web.Response:
     """GET /secrets."""
     parts = request.app[PARTS]
     app = request.match_info["app"]
     parts.apps.get(app)
     shown = _shown(request)
+    await _check_version(request, parts.secrets, app)
     found = await parts.secrets.list(app)
     values = await parts.secrets.values(app) if shown else {}
     return json_answer({"secrets": [_document(secret, values) for secret in found]})
@@ -66,6 +79,7 @@ async def show_secret(request: web.Request) -> web.Response:
     app, name = request.match_info["app"], request.match_info["name"]
     parts.apps.get(app)
     shown = _shown(request)
+    await _check_version(request, parts.secrets, app)
     secret = await parts.secrets.get(app, name)
     values = await parts.secrets.values(app) if shown else {}
     return json_answer(_document(secret, values))
