@@ -27,6 +27,7 @@ enum host_frame {
     HOST_START = 8,
     HOST_CLOSE = 9,
     HOST_SHUTDOWN = 10,
+    HOST_CLOCK = 11,
 };
 
 enum guest_frame {
@@ -312,6 +313,7 @@ static void take_frame(struct channel *c, const uint8_t *bytes, size_t length) {
     else if (type == HOST_SETTINGS) gather(c, id, payload, length);
     else if (type == HOST_START) start(c, id);
     else if (type == HOST_SHUTDOWN && length == 4) request_shutdown(get32(payload));
+    else if (type == HOST_CLOCK && length == 8) set_clock(get64(payload));
     else {
         struct session *s = session_find((int)(c - channels), id);
         if (s && s->state >= SESSION_RUNNING) take_session_frame(s, type, bytes[1], payload, length);

@@ -26,6 +26,12 @@ uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* The host's time: a guest that was suspended stood still while time went on. */
+void set_clock(uint64_t ns) {
+    struct timespec now = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    if (clock_settime(CLOCK_REALTIME, &now) < 0) say("clock: %s", strerror(errno));
+}
+
 /* To the kernel's console, in one write so that lines stay whole. */
 void say(const char *format, ...) {
     char line[512] = "castoff-init: ";

@@ -130,6 +130,7 @@ struct session {
 /* init.c */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 uint64_t now_ns(void);
+void set_clock(uint64_t ns);
 void request_shutdown(uint32_t grace_ms);
 extern uint64_t init_started_ns;
 

@@ -25,6 +25,7 @@ from castoff.image.platforms import host_platform
 from castoff.image.reference import parse_reference
 from castoff.image.source import ImageSource
 from castoff.machine.drivers import prepare
+from castoff.machine.hardware import hardware
 from castoff.machine.identity import Owner
 from castoff.machine.memory import check_memory
 from castoff.machine.model import MachineId, MachineRecord, MachineRequest, MachineState, check_name, new_machine_id
@@ -102,7 +103,12 @@ async def create(
         undo.push_async_callback(handle.kill)
         await held.aclose()
         record = msgspec.structs.replace(
-            record, state=MachineState.STARTED, vmm=vmm.name, vmm_state=handle.state(), lazy=hydration is not None
+            record,
+            state=MachineState.STARTED,
+            vmm=vmm.name,
+            vmm_state=handle.state(),
+            hardware=hardware(spec),
+            lazy=hydration is not None,
         )
         from castoff.machine.boot import boot  # 15 ms that the VMM need not wait for
 

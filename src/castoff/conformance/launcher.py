@@ -2,7 +2,7 @@
 
     await check_launcher(opened, stays=parse_config(...), ends=parse_config(...), missing="registry/no/such")
 
-It boots four machines and raises AssertionError with what was found. pytest is not needed.
+It boots five machines and raises AssertionError with what was found. pytest is not needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 from castoff.errors import CastoffError
 from castoff.lifecycle.config import MachineConfig
-from castoff.lifecycle.launcher import Launch, Launcher, Remembering, RunExit
+from castoff.lifecycle.launcher import Keeping, Launch, Launcher, Remembering, Resumed, RunExit, Suspendable
 from castoff.machine.model import new_machine_id
 
 __all__ = ["ENDS_WITH", "check_launcher"]
@@ -41,6 +41,7 @@ async def check_launcher(opened: Opened, *, stays: MachineConfig, ends: MachineC
     await _check_images(opened, stays, missing)
     await _check_end(opened, ends)
     await _check_outliving(opened, stays)
+    await _check_suspension(opened, stays)
     await _check_discard(opened, stays)
 
 
@@ -92,6 +93,35 @@ async def _check_outliving(opened: Opened, stays: MachineConfig) -> None:
         exit = await asyncio.wait_for(run.wait(), _SECONDS)
         assert exit == RunExit(code=128 + signal.SIGTERM, signal=signal.SIGTERM), f"it was stopped, and ended with {exit}"
         await launcher.discard(launch.machine)
+
+
+async def _check_suspension(opened: Opened, stays: MachineConfig) -> None:
+    """Where a launcher keeps memory: what was suspended goes on, under another launcher, too; what was dropped is gone."""
+    launch = _launch(stays)
+    async with opened() as launcher:
+        if not isinstance(launcher, Keeping):
+            return
+        run = await launcher.launch(launch)
+        assert not await launcher.keeps(launch.machine), "memory of a machine that runs is kept"
+        assert isinstance(run, Suspendable), "a launcher that keeps memory boots what cannot be suspended"
+        run.check_suspend()
+        await run.suspend()
+        assert (await asyncio.wait_for(run.wait(), _SECONDS)).code == -1, "a suspended machine's command has ended"
+    async with opened() as launcher:
+        assert isinstance(launcher, Keeping)
+        assert await launcher.reattach(launch) is None, "a suspended machine runs"
+        assert await launcher.keeps(launch.machine), "its memory is not kept"
+        again = await launcher.launch(replace(launch, fresh=False, resume=True))
+        assert isinstance(again, Resumed) and isinstance(again, Suspendable)
+        assert not again.began_cold, f"it did not go on: {again.began_cold}"
+        assert not await launcher.keeps(launch.machine), "its memory is kept though it goes on"
+        await again.suspend()
+        await launcher.forget(launch.machine)
+        assert not await launcher.keeps(launch.machine), "its memory was dropped, and is kept"
+        assert await launcher.reattach(launch) is None, "it runs though its memory was dropped"
+        await launcher.forget(launch.machine)
+        await launcher.discard(launch.machine)
+        assert launch.machine not in await launcher.machines(), "something of it is left"
 
 
 async def _check_discard(opened: Opened, stays: MachineConfig) -> None:

@@ -30,6 +30,8 @@ class World:
         hanging: Images whose launch takes for ever.
         ending: Images whose command ends at once, with that exit code.
         stubborn: Images whose command heeds no signal.
+        unsuspendable: Images whose machines cannot be suspended.
+        forgetful: Images whose machines' memory turns out to be broken.
         suspended: Machines whose memory is kept.
         resumed: How often a machine went on from its memory.
         files: What each machine has at a path: tar archives.
@@ -51,6 +53,8 @@ class World:
         self.hanging: set[str] = set()
         self.ending: dict[str, int] = {}
         self.stubborn: set[str] = set()
+        self.unsuspendable: set[str] = set()
+        self.forgetful: set[str] = set()
         self.suspended: set[str] = set()
         self.resumed: dict[str, int] = {}
         self.unreachable: set[str] = set()
@@ -74,6 +78,7 @@ class FakeRun:
     def __init__(self, world: World, launch: Launch) -> None:
         self.launch = launch
         self.signals: list[int] = []
+        self.began_cold = ""
         self._world = world
         self._exit: RunExit | None = None
         self._ended = asyncio.Event()
@@ -170,6 +175,11 @@ class FakeRun:
             raise Unavailable("the machine ended")
         self._world.synced.append((self.launch.machine, file))
 
+    def check_suspend(self) -> None:
+        """See the port."""
+        if self.launch.config.image in self._world.unsuspendable:
+            raise Unsupported("this machine cannot be suspended")
+
     async def suspend(self) -> None:
         """See the port."""
         if self._exit is not None:
@@ -198,7 +208,7 @@ class _Echo:
 
 
 class FakeLauncher:
-    """Implements castoff.lifecycle.launcher.Launcher.
+    """Implements castoff.lifecycle.launcher.Launcher and Keeping.
 
     Args:
         world: Where its machines run.
@@ -228,12 +238,14 @@ class FakeLauncher:
         if image in world.hanging:
             await asyncio.Event().wait()
         world.launches.append(launch)
-        if launch.resume and launch.machine in world.suspended:
+        kept = launch.machine in world.suspended and image not in world.forgetful
+        if launch.resume and kept:
             world.resumed[launch.machine] = world.resumed.get(launch.machine, 0) + 1
         else:
             world.disks[launch.machine] = world.disks.get(launch.machine, 0) + launch.fresh
         world.suspended.discard(launch.machine)
         run = world.running[launch.machine] = FakeRun(world, launch)
+        run.began_cold = "its memory is not what was written" if launch.resume and not kept else ""
         if image in world.ending:
             run.end(RunExit(code=world.ending[image]))
         return run
@@ -249,6 +261,14 @@ class FakeLauncher:
         if machine in self._world.running:
             await self._world.running[machine].kill()
         self._world.disks.pop(machine, None)
+        self._world.suspended.discard(machine)
+
+    async def keeps(self, machine: MachineId) -> bool:
+        """See castoff.lifecycle.launcher.Keeping."""
+        return machine in self._world.suspended
+
+    async def forget(self, machine: MachineId) -> None:
+        """See castoff.lifecycle.launcher.Keeping."""
         self._world.suspended.discard(machine)
 
     async def machines(self) -> list[MachineId]:

@@ -16,7 +16,7 @@ from castoff.lifecycle.board import Board
 from castoff.lifecycle.checking import Checking
 from castoff.lifecycle.exits import exit_event, stop_manner
 from castoff.lifecycle.ids import milliseconds
-from castoff.lifecycle.launcher import Launch, Launcher, Remembering, Run, RunExit, Suspendable
+from castoff.lifecycle.launcher import Keeping, Launch, Launcher, Remembering, Resumed, Run, RunExit, Suspendable
 from castoff.lifecycle.launches import SecretValues, VolumeFiles, begins_anew, build_launch
 from castoff.lifecycle.model import Event, Machine
 from castoff.lifecycle.states import State
@@ -124,6 +124,11 @@ class Actions:
         launcher = self._means.launcher
         return await launcher.last_exit(self.machine.id) if isinstance(launcher, Remembering) else None
 
+    async def keeps(self) -> bool:
+        """Whether its memory is kept."""
+        launcher = self._means.launcher
+        return isinstance(launcher, Keeping) and await launcher.keeps(self.machine.id)
+
     async def launch(self, *, fresh: bool, resume: bool = False) -> None:
         """From STARTING, RESTARTING to STARTED; to FAILED, or to STOPPED where it was interrupted."""
         self._launching = asyncio.create_task(self._boot(fresh=fresh, resume=resume))
@@ -140,7 +145,8 @@ class Actions:
             return
         finally:
             self._launching = None
-        await self.become(State.STARTED, "start", wanted=State.STARTED, started=milliseconds())
+        began = _began(self.run) if resume else None
+        await self.become(State.STARTED, "start", began, wanted=State.STARTED, started=milliseconds())
         self._follow(self.run)
 
     async def _boot(self, *, fresh: bool, resume: bool) -> Run:
@@ -206,10 +212,12 @@ class Actions:
         await self.become(State.DESTROYED, "destroy")
 
     async def _end(self, signal: int | None, timeout: float | None) -> RunExit | None:
-        """Ends its run, also one that no earlier reattach found; None: it has none."""
+        """Ends its run, also one that no earlier reattach found; None: it has none. What was kept of its memory is dropped."""
         await self.reattach()
         run, self.run = self.run, None
         if run is None:
+            if isinstance(self._means.launcher, Keeping):
+                await self._means.launcher.forget(self.machine.id)
             return None
         self._ending = run
         try:
@@ -223,6 +231,12 @@ class Actions:
 
     def _exited(self, exit: RunExit, status: State, *, restarting: bool = False) -> Event:
         return exit_event(self._means.board, exit, status, requested=True, restarting=restarting)
+
+
+def _began(run: Run) -> dict[str, Any]:
+    """How a machine that was suspended was started, for its event."""
+    why = run.began_cold if isinstance(run, Resumed) else ""
+    return {"resumed": False, "error": why} if why else {"resumed": True}
 
 
 def _ran(machine: Machine) -> bool:

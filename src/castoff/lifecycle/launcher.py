@@ -23,6 +23,7 @@ __all__ = [
     "ExecRequest",
     "ExecResult",
     "HasVolumes",
+    "Keeping",
     "Launch",
     "Launcher",
     "ListenSocket",
@@ -30,6 +31,7 @@ __all__ = [
     "ProcessStat",
     "Reachable",
     "Remembering",
+    "Resumed",
     "Run",
     "RunExit",
     "Suspendable",
@@ -239,11 +241,19 @@ class Run(Protocol):
 class Suspendable(Protocol):
     """A run whose VMM can keep its memory in a file."""
 
+    def check_suspend(self) -> None:
+        """Refuses at once what is known not to be possible.
+
+        Raises:
+            Unsupported: It cannot be done with this machine.
+        """
+        ...
+
     async def suspend(self) -> None:
         """Writes memory and devices down durably and ends the VMM; ``Launcher.launch`` with ``resume`` goes on from there.
 
         Raises:
-            Unsupported: It cannot be done with this machine; it goes on running.
+            CastoffError: It cannot be done; it goes on running.
         """
         ...
 
@@ -295,6 +305,14 @@ class HasVolumes(Protocol):
             CastoffError: It does not, or not in time.
         """
         ...
+
+
+@runtime_checkable
+class Resumed(Protocol):
+    """A run that knows whether it went on from its memory."""
+
+    began_cold: str
+    """Why it did not, though it should have; empty: it did, or should not."""
 
 
 class Launcher(Protocol):
@@ -351,4 +369,17 @@ class Remembering(Protocol):
 
     async def last_exit(self, machine: MachineId) -> RunExit | None:
         """How its last run ended; None: it goes on, was lost or killed, or nobody knows."""
+        ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A launcher whose runs may be suspended."""
+
+    async def keeps(self, machine: MachineId) -> bool:
+        """Whether a machine's memory is kept, whole."""
+        ...
+
+    async def forget(self, machine: MachineId) -> None:
+        """Drops a machine's memory; its root filesystem stays. Idempotent."""
         ...

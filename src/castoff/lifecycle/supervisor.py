@@ -125,6 +125,7 @@ class Supervisor:
             run = await self.running()
             if not isinstance(run, Suspendable):
                 raise Unsupported("this machine's VMM cannot suspend it", hint="stop it instead")
+            run.check_suspend()
             await self._ask(State.SUSPENDING, "suspend", wanted=State.SUSPENDED)
             held.hand_over(self._actions.suspend(run))
 
@@ -226,8 +227,10 @@ class Supervisor:
                 await do.restart()  # a client asked for it, and this may still be the run of before
             case State.SUSPENDING if isinstance(run, Suspendable):
                 await do.suspend(run)
+            case State.SUSPENDING if run is None and await do.keeps():
+                await do.become(State.SUSPENDED, "suspend")
             case State.SUSPENDING if run is None:
-                await do.become(State.STOPPED, "exit", wanted=State.STOPPED)  # whether its memory was kept, nobody knows
+                await do.become(State.STOPPED, "exit", wanted=State.STOPPED)
             case _ if run is not None:
                 if state != State.STARTED:
                     await do.become(State.STARTED, "start", wanted=State.STARTED)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from castoff.errors import CastoffError, Unavailable
+from castoff.errors import CastoffError, Internal, NoSpace, Unavailable
 from castoff.machine.model import MachineId, MachineRecord, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.machine.removal import remove_machine
@@ -57,6 +57,7 @@ class Machine:
     Attributes:
         record: What is written down of it.
         directory: Its own directory.
+        records: Where it is written down.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Machine:
     ) -> None:
         self.record = record
         self.directory = records.path(record.id)
-        self._records = records
+        self.records = records
         self._handle = handle
         self._channel = channel
         self._providers = providers
@@ -79,6 +80,7 @@ class Machine:
         self._events = channel.events()
         self._exit: Exit | None = None
         self._killed = False
+        self._writing = asyncio.Lock()
 
     @property
     def id(self) -> MachineId:
@@ -180,11 +182,23 @@ class Machine:
 
         async def remember(exit: Exit) -> None:
             await before()
-            self.record = _with_exit(self.record, exit)
-            with contextlib.suppress(CastoffError):  # `close` writes it once more, and tells
-                await uninterrupted(self._records.update, self.record)
+            with contextlib.suppress(Internal, NoSpace):  # `close` writes it once more, and tells
+                await self.write_down(lambda record: _with_exit(record, exit))
 
         self._channel.command.before_taken = remember
+
+    async def write_down(self, change: Callable[[MachineRecord], MachineRecord]) -> None:
+        """Changes its record, one change at a time; on the disk, too, when it returns, and also where that is cancelled.
+
+        Raises:
+            Unavailable: The machine is suspended: what its guest still said, it says again.
+            Internal, NoSpace: The disk refuses; ``record`` is changed all the same.
+        """
+        async with self._writing:
+            if self.record.state == MachineState.SUSPENDED:
+                raise Unavailable("the machine is suspended", hint="start it")
+            self.record = change(self.record)
+            await uninterrupted(self.records.update, self.record)
 
     async def detach(self) -> None:
         """Lets go of the machine, which goes on; what it writes from now on waits for whoever takes it up."""
@@ -205,7 +219,7 @@ class Machine:
             return
         with step("machine.machine", remove=self.id):
             await self._handle.kill()
-            await remove_machine(self.record, self._records, self._providers)
+            await remove_machine(self.record, self.records, self._providers)
 
     async def __aenter__(self) -> Machine:
         return self
@@ -228,7 +242,7 @@ class Machine:
         if self._exit is not None:
             self.record = _with_exit(self.record, self._exit)
         self.record = msgspec.structs.replace(self.record, state=MachineState.EXITED)
-        await asyncio.to_thread(self._records.update, self.record)
+        await asyncio.to_thread(self.records.update, self.record)
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:

@@ -17,14 +17,17 @@ from castoff.image.image import Platform
 from castoff.machine.identity import Owner
 from castoff.rootfs.settings import Lazy
 from castoff.vmm.guest import GuestFile
-from castoff.vmm.vmm import PortForward
+from castoff.vmm.vmm import PortForward, Snapshot
 
 __all__ = [
+    "Hardware",
+    "HardwareDrive",
     "MachineId",
     "MachineRecord",
     "MachineRequest",
     "MachineState",
     "ProcessRequest",
+    "Suspension",
     "VolumeDrive",
     "check_name",
     "new_machine_id",
@@ -168,7 +171,40 @@ class MachineState(enum.StrEnum):
 
     CREATING = "creating"
     STARTED = "started"
+    SUSPENDED = "suspended"
+    """Its memory is on disk, and no VMM of it is needed; one may still have to be ended."""
+    RESUMING = "resuming"
+    """The same, and a VMM that nobody wrote down may hold it. The guest has not run since."""
     EXITED = "exited"
+
+
+class HardwareDrive(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A drive that a machine was started with; see castoff.disk.clone.Drive."""
+
+    role: str
+    path: str
+    read_only: bool
+    direct: bool
+
+
+class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a machine was started with, as castoff.vmm.vmm.MachineSpec has it: what goes on from its memory must be the same."""
+
+    cpus: int
+    memory: int
+    kernel: str
+    drives: tuple[HardwareDrive, ...]
+    ports: tuple[PortForward, ...] = ()
+    network: bool = True
+
+
+class Suspension(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was kept of a machine's guest, in the directory ``memory`` of the machine's."""
+
+    snapshot: Snapshot
+    files: dict[str, tuple[int, int, int]]
+    """Of the kernel and each drive that is a file, by path: inode, bytes, nanoseconds of the last change. Others are other
+    disks than those that the guest has mounted."""
 
 
 class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -191,6 +227,10 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     vmm: str = ""
     vmm_state: dict[str, Any] = {}
     """What the driver's ``reattach`` needs."""
+    hardware: Hardware | None = None
+    """What its VMM was given; None: it was not started yet, or by an older castoff."""
+    suspended: Suspension | None = None
+    """What it can go on from."""
     lazy: bool = False
     """Whether it was started before all of its rootfs was here (castoff.rootfs.lazy)."""
     exit_code: int | None = None

@@ -24,7 +24,7 @@ from castoff.rootfs.release import release_machine
 from castoff.vmm.limits import end_groups, group_of, leave
 from castoff.vmm.settings import VmmSettings
 
-__all__ = ["end_machine", "remove_machine"]
+__all__ = ["end_machine", "end_unrecorded", "remove_machine"]
 
 _DIES: Final = 10.0
 """Seconds that the kernel may take for the end of a killed VMM."""
@@ -41,12 +41,12 @@ async def end_machine(record: MachineRecord, records: MachineRecords, settings: 
             await handle.kill()
         else:
             await leave(group_of(record.vmm_state))
-    else:
+    if not record.vmm or record.state == MachineState.RESUMING:
         # Its owner died between the VMM's start and the record of it: look for a process that says it is this machine.
-        await asyncio.to_thread(_end_monitors, record.id, directory)
+        await asyncio.to_thread(end_unrecorded, record.id, directory)
         await asyncio.to_thread(end_groups, record.id, records.directory, settings.limits)
     if record.keep:
-        await asyncio.to_thread(records.update, msgspec.structs.replace(record, state=MachineState.EXITED))
+        await asyncio.to_thread(records.update, msgspec.structs.replace(record, state=MachineState.EXITED, suspended=None))
 
 
 async def remove_machine(record: MachineRecord, records: MachineRecords, providers: ProviderContext) -> None:
@@ -55,8 +55,9 @@ async def remove_machine(record: MachineRecord, records: MachineRecords, provide
     await asyncio.to_thread(records.remove, record.id)
 
 
-def _end_monitors(machine_id: str, directory: Path) -> None:
-    """Kills them, and waits until they are gone: what a dying one still writes must not meet its successor on the same disk."""
+def end_unrecorded(machine_id: str, directory: Path) -> None:
+    """Kills a machine's VMMs that nobody wrote down, and waits until they are gone: what a dying one still writes must not meet
+    its successor on the same disk."""
     for pid in _monitors(machine_id, directory):
         with contextlib.suppress(ProcessLookupError):
             process = os.pidfd_open(pid)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -322,6 +323,10 @@ class GuestChannel:
     async def shutdown(self, grace: float) -> None:
         """Asks the guest to end its command, by force after ``grace`` seconds, and to power off."""
         await self.send(frames.encode_shutdown(grace))
+
+    async def set_clock(self) -> None:
+        """Sets the guest's clock to the host's. A guest whose init knows nothing of that keeps its own."""
+        await self.send(frames.encode_clock(time.time_ns()))
 
     async def execute(self, guest: GuestSettings) -> GuestSession:
         """Executes a command beside the machine's own; the settings' files and hostname are not used.

@@ -26,6 +26,7 @@ __all__ = [
     "Ready",
     "Told",
     "encode_acknowledge",
+    "encode_clock",
     "encode_close",
     "encode_data",
     "encode_end",
@@ -57,7 +58,7 @@ _MAX_GREETING: Final = 4 << 20
 frame buffer hold is far less."""
 _MAX_MESSAGE: Final = 512
 
-_HELLO, _DATA, _END_OF_INPUT, _ACKNOWLEDGE, _SIGNAL, _RESIZE, _SETTINGS, _START, _CLOSE, _SHUTDOWN = range(1, 11)
+_HELLO, _DATA, _END_OF_INPUT, _ACKNOWLEDGE, _SIGNAL, _RESIZE, _SETTINGS, _START, _CLOSE, _SHUTDOWN, _CLOCK = range(1, 12)
 _WELCOME, _READY, _OUTPUT, _END_OF_OUTPUT, _TAKEN, _EXIT, _TOLD = range(16, 23)
 
 
@@ -172,6 +173,11 @@ def encode_close(session: int) -> bytes:
 def encode_shutdown(grace: float) -> bytes:
     """End the machine's command, by force after ``grace`` seconds, and power off."""
     return _frame(_SHUTDOWN, struct.pack("<I", min(int(grace * 1000), 0xFFFF_FFFF)))
+
+
+def encode_clock(nanoseconds: int) -> bytes:
+    """The time, in nanoseconds since 1970: the guest stood still while time went on."""
+    return _frame(_CLOCK, _U64.pack(nanoseconds))
 
 
 class Decoder:

@@ -16,19 +16,21 @@ from typing import Any, Final
 
 from castoff.disk.clone import MAX_VOLUMES, volume_role
 from castoff.errors import CastoffError, Unauthorized, Unavailable, Unsupported
-from castoff.timeline import step
+from castoff.timeline import Step, step
 from castoff.vmm import qmp
 from castoff.vmm.cgroups import Group
 from castoff.vmm.limits import Entrance, entrance, group_of, leave, state_of
 from castoff.vmm.process import MonitorProcess, Owner, last_lines, owner_for, spawn
-from castoff.vmm.qemu_command import OpenDrive, qemu_command
+from castoff.vmm.qemu_command import WAITING, OpenDrive, qemu_command, shape
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.sockets import listen_unix
-from castoff.vmm.vmm import MachineSpec, PortForward
+from castoff.vmm.vmm import MachineSpec, PortForward, Snapshot
 
 __all__ = ["QemuHandle", "QemuVmm"]
 
+_QMP: Final = "qmp.sock"
 _CONSOLE: Final = "console.log"
+_APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 _LOG: Final = "vmm.log"
 _LAST_WORDS_SECONDS: Final = 0.5
 _QMP_SECONDS: Final = 10.0
@@ -39,15 +41,22 @@ _VOLUMES: Final = frozenset(volume_role(number) for number in range(MAX_VOLUMES)
 
 
 class QemuHandle:
-    """A running QEMU."""
+    """A running QEMU. Implements castoff.vmm.vmm.SnapshotHandle, too.
+
+    Args:
+        process: It.
+        directory: The machine's own.
+        shape: What its command line has in common with that of the QEMU that goes on from its guest.
+    """
 
     channel_port: int | None = None
     control_port: int | None = None
 
-    def __init__(self, process: MonitorProcess, directory: Path, group: Group | None) -> None:
+    def __init__(self, process: MonitorProcess, directory: Path, group: Group | None, shape: str) -> None:
         self._process = process
         self._directory = directory
         self.group = group
+        self.shape = shape
         self.pid = process.pid
         self.channel = directory / "channel.sock"
         self.control = directory / "control.sock"
@@ -56,7 +65,7 @@ class QemuHandle:
     def state(self) -> dict[str, Any]:
         """What :meth:`QemuVmm.reattach` needs."""
         found = {"vmm": "qemu", "pid": self.pid, "started": self._process.started, "directory": str(self._directory)}
-        return found | state_of(self.group)
+        return found | {"shape": self.shape} | state_of(self.group)
 
     async def wait(self) -> int:
         """Waits for QEMU's end; 0 when the guest powered off, ``STATUS_UNKNOWN`` when an earlier process started it."""
@@ -70,7 +79,7 @@ class QemuHandle:
 
     async def grow_drive(self, role: str, size: int) -> None:
         """See castoff.vmm.vmm.GrowingDrives. The drive's number is that of the descriptors which carry its role."""
-        socket = self._directory / "qmp.sock"
+        socket = self._directory / _QMP
         async with asyncio.timeout(_QMP_SECONDS):
             sets = await qmp.execute(socket, "query-fdsets")
             numbers = [one["fdset-id"] for one in sets if any(each.get("opaque") == role for each in one["fds"])]
@@ -83,6 +92,21 @@ class QemuHandle:
         """Ends QEMU now, and gives its control group back."""
         await self._process.kill()
         await leave(self.group)
+
+    async def snapshot(self, directory: Path) -> Snapshot:
+        """Stops the guest and writes it down; see castoff.vmm.vmm."""
+        from castoff.vmm.qemu_snapshot import write_guest
+
+        with step("vmm.qemu_snapshot", machine=self._directory.name) as current:
+            snapshot = await write_guest(self._directory / _QMP, directory, self.shape)
+            current.advance(snapshot.size)
+            return snapshot
+
+    async def go_on(self) -> None:
+        """Lets a guest that was stopped run; see castoff.vmm.vmm."""
+        from castoff.vmm.qemu_snapshot import go_on
+
+        await go_on(self._directory / _QMP)
 
 
 class QemuVmm:
@@ -116,24 +140,44 @@ class QemuVmm:
     async def start(self, spec: MachineSpec) -> QemuHandle:
         """Starts a machine; see :class:`castoff.vmm.vmm.Vmm`."""
         with step("vmm.qemu", machine=spec.id) as current:
-            binary = self.binary()
-            kvm = await self._kvm(spec.kernel)
-            current.attributes["accelerator"] = "kvm" if kvm else "tcg"
-            async with entrance(spec, self._settings.limits, emulated=not kvm) as door:
-                with contextlib.ExitStack() as opened:
-                    process = self._spawn(spec, binary, kvm, opened, door)
-                try:
-                    await door.admit(process)
-                    await self._answers(spec, process)
-                except BaseException:
-                    await asyncio.shield(process.kill())
-                    raise
-            return QemuHandle(process, spec.directory, door.group)
+            return await self._started(spec, current)
+
+    async def restore(self, spec: MachineSpec, directory: Path, snapshot: Snapshot) -> QemuHandle:
+        """Starts one whose guest was written down; see :class:`castoff.vmm.vmm.SnapshotVmm`."""
+        from castoff.vmm.qemu_snapshot import read_guest
+
+        with step("vmm.qemu", machine=spec.id, restored=True) as current:
+            handle = await self._started(spec, current, waits=True)
+            try:
+                with step("vmm.qemu_snapshot", machine=spec.id, total=snapshot.size) as reading:
+                    await read_guest(spec.directory / _QMP, directory, snapshot, handle.shape)
+                    reading.advance(snapshot.size)
+            except BaseException:
+                await asyncio.shield(handle.kill())
+                raise
+            return handle
+
+    async def _started(self, spec: MachineSpec, current: Step, *, waits: bool = False) -> QemuHandle:
+        binary = self.binary()
+        kvm = await self._kvm(spec.kernel)
+        current.attributes["accelerator"] = "kvm" if kvm else "tcg"
+        async with entrance(spec, self._settings.limits, emulated=not kvm) as door:
+            with contextlib.ExitStack() as opened:
+                process, its_shape = self._spawn(spec, binary, kvm, opened, door, waits=waits)
+            try:
+                await door.admit(process)
+                await self._answers(spec, process)
+            except BaseException:
+                await asyncio.shield(process.kill())
+                raise
+        return QemuHandle(process, spec.directory, door.group, its_shape)
 
     async def reattach(self, state: Mapping[str, Any]) -> QemuHandle | None:
         """The handle of a QEMU that an earlier process started; None when it has ended."""
         process = MonitorProcess.find(int(state["pid"]), int(state["started"]))
-        return None if process is None else QemuHandle(process, Path(state["directory"]), group_of(state))
+        if process is None:
+            return None
+        return QemuHandle(process, Path(state["directory"]), group_of(state), str(state.get("shape", "")))
 
     async def _kvm(self, kernel: Path) -> bool:
         accelerator = self._settings.qemu.accelerator
@@ -143,7 +187,10 @@ class QemuVmm:
 
         return (await kvm_runs(self._settings, kernel, self._state)).usable
 
-    def _spawn(self, spec: MachineSpec, binary: str, kvm: bool, opened: contextlib.ExitStack, door: Entrance) -> MonitorProcess:
+    def _spawn(
+        self, spec: MachineSpec, binary: str, kvm: bool, opened: contextlib.ExitStack, door: Entrance, *, waits: bool
+    ) -> tuple[MonitorProcess, str]:
+        """The process, and its shape."""
         owner = owner_for(spec.id, self._settings, spec.user)
         if owner is not None and spec.ports:
             _refuse_low_ports(spec.ports)
@@ -159,7 +206,7 @@ class QemuVmm:
             files = {
                 "kernel": _open(spec.kernel, os.O_RDONLY, opened),
                 "initramfs": _open(spec.initramfs, os.O_RDONLY, opened),
-                "console": _open(spec.directory / _CONSOLE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, opened, 0o640),
+                "console": _open(spec.directory / _CONSOLE, _APPEND if waits else _APPEND | os.O_TRUNC, opened, 0o640),
             }
             _hand_over(files["initramfs"], owner)
         except OSError as error:
@@ -176,7 +223,9 @@ class QemuVmm:
         )
         inherit = [*descriptors.values(), *(drive.descriptor for drive in drives), *spec.inherit]
         log, largest = spec.directory / _LOG, _largest_file(drives)
-        return spawn(command, log=log, owner=owner, inherit=inherit, largest_file=largest, gate=door.gate)
+        waiting = [*command, *WAITING] if waits else command
+        process = spawn(waiting, log=log, owner=owner, inherit=inherit, largest_file=largest, gate=door.gate)
+        return process, shape(command, kvm=kvm)
 
     async def _answers(self, spec: MachineSpec, process: MonitorProcess) -> None:
         """Waits until QEMU's control socket answers, which it does once it has taken its whole command line."""

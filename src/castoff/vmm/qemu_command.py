@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Final
 from castoff.errors import Invalid
 from castoff.vmm.vmm import MachineSpec, PortForward
 
-__all__ = ["GUEST_NETWORK", "OpenDrive", "probe_command", "qemu_command"]
+__all__ = ["GUEST_NETWORK", "WAITING", "OpenDrive", "probe_command", "qemu_command", "shape"]
 
 GUEST_NETWORK: Final = "10.0.2.15/24,10.0.2.2,10.0.2.3"
 """Address, gateway and name server of QEMU's user network (QEMU, docs/system/devices/net.rst)."""
@@ -25,6 +26,9 @@ _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourceco
 _EMULATED_CPU: Final = "max,la57=off,erms=off,fsrm=off"
 """All that QEMU emulates, but what is slow: page tables of five levels, and string instructions that promise to be fast, so
 that kernel and libc copy with them, and are emulated byte by byte."""
+WAITING: Final = ("-incoming", "defer", "-S")
+"""Added for a guest that was written down: QEMU waits until it is told where from, and stops it there."""
+_DESCRIPTORS: Final = re.compile(r"(?<=fd=)\d+|(?<=/proc/self/fd/)\d+")
 _KERNEL_ARGS: Final = ("console=ttyS0", "reboot=t", "panic=-1", "quiet", "cryptomgr.notests")
 
 
@@ -71,6 +75,18 @@ def qemu_command(
         *(word for number, drive in enumerate(drives) for word in _drive(number, drive)),
         *(_network(spec.ports) if spec.network else ()),
     ]
+
+
+def shape(command: Sequence[str], *, kvm: bool) -> str:
+    """What a machine's command line has in common with that of the QEMU that goes on from its guest: all but the numbers of
+    descriptors, the kernel's arguments, which were read long ago, and the name; and the CPU, which the guest has got to know.
+    """
+    told = [_DESCRIPTORS.sub("", word) for word in command]
+    for option in ("-append", "-name"):
+        at = told.index(option)
+        del told[at : at + 2]
+    cpu = re.findall(r"^(?:model name|flags)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:2] if kvm else []
+    return hashlib.sha256("\0".join([*told, *cpu]).encode()).hexdigest()[:16]
 
 
 def probe_command(*, binary: str, kvm: bool, kernel: int) -> list[str]:

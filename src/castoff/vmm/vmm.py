@@ -3,6 +3,10 @@
 Lifecycle: ``start`` returns once the VMM process runs and has accepted the whole specification (for QEMU: its control
 socket answers or its guest channel accepts; for Firecracker: InstanceStart answered). The handle then waits for, stops
 or kills it. A VMM outlives whoever started it; ``reattach`` finds it again by pid, start time and socket.
+
+Where it can, a VMM writes its guest down and another one goes on from there: ``snapshot`` stops the guest and writes it,
+then the VMM is killed; ``restore`` starts one with that guest, stopped, and ``go_on`` runs it. A guest that has run since
+it was written down has changed its disks: what was written is worthless then, and must be gone before.
 """
 
 from __future__ import annotations
@@ -15,7 +19,16 @@ from typing import Any, Protocol, runtime_checkable
 from castoff.disk.clone import Drive, inherited
 from castoff.vmm.cgroups import Group
 
-__all__ = ["GrowingDrives", "MachineSpec", "PortForward", "Vmm", "VmmHandle"]
+__all__ = [
+    "GrowingDrives",
+    "MachineSpec",
+    "PortForward",
+    "Snapshot",
+    "SnapshotHandle",
+    "SnapshotVmm",
+    "Vmm",
+    "VmmHandle",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +145,64 @@ class Vmm(Protocol):
 
     async def reattach(self, state: Mapping[str, Any]) -> VmmHandle | None:
         """The handle of a VMM that an earlier process started; None when it has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What is known of a guest that was written down.
+
+    Attributes:
+        made_by: The VMM's version and the shape of the machine, as its driver tells them apart: only the same goes on from it.
+        size: Bytes that were written.
+        digest: BLAKE3 of them, in hex.
+    """
+
+    made_by: str
+    size: int
+    digest: str
+
+
+@runtime_checkable
+class SnapshotHandle(Protocol):
+    """A handle whose VMM can write its guest down."""
+
+    async def snapshot(self, directory: Path) -> Snapshot:
+        """Stops the guest and writes its memory and devices, durably; it stays stopped until ``go_on`` or ``kill``.
+
+        Args:
+            directory: An empty one, on the machine's own filesystem.
+
+        Raises:
+            Unsupported: The VMM cannot do that with this machine; the guest goes on.
+            NoSpace, Unavailable: It could not be written, or the VMM has ended; else the guest goes on.
+        """
+        ...
+
+    async def go_on(self) -> None:
+        """Lets a guest that was stopped run; nothing happens to one that does.
+
+        Raises:
+            Unavailable: The VMM does not answer.
+        """
+        ...
+
+
+@runtime_checkable
+class SnapshotVmm(Protocol):
+    """A driver that can start a machine from a guest that was written down."""
+
+    async def restore(self, spec: MachineSpec, directory: Path, snapshot: Snapshot) -> VmmHandle:
+        """Starts a machine whose guest is as it was, and stopped; the handle is a :class:`SnapshotHandle`.
+
+        Args:
+            spec: As the machine was started with; its kernel and initramfs are not run.
+            directory: What ``snapshot`` filled; only read.
+            snapshot: What it told.
+
+        Raises:
+            Conflict: Another VMM, or another machine, wrote it.
+            Invalid: It is broken.
+            Unsupported, Unavailable: As ``start``.
+        """
         ...

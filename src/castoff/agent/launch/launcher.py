@@ -14,7 +14,7 @@ from castoff.agent.launch.logs import Logs
 from castoff.agent.launch.request import check_config, machine_request
 from castoff.agent.launch.run import HostRun, Surroundings, remembered
 from castoff.create import create, opened
-from castoff.errors import CastoffError, NotFound
+from castoff.errors import CastoffError, Conflict, NotFound, Unavailable
 from castoff.host import Host
 from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.launcher import Launch, RunExit
@@ -24,6 +24,8 @@ from castoff.machine.machine import Machine
 from castoff.machine.model import MachineId, MachineRecord, MachineRequest, MachineState, parse_machine_id
 from castoff.machine.process import guest_settings
 from castoff.machine.removal import end_machine, remove_machine
+from castoff.machine.resume import resume
+from castoff.machine.suspension import end_suspended, forget, is_kept, wake
 from castoff.store.builds import uninterrupted
 from castoff.store.durable import fsync_path, replace_file
 from castoff.vmm.channel import GuestChannel
@@ -42,7 +44,7 @@ _POWER_OFF: Final = 10.0
 
 
 class HostLauncher:
-    """Implements castoff.lifecycle.launcher.Launcher, and remembers exits.
+    """Implements castoff.lifecycle.launcher.Launcher, Remembering and Keeping.
 
     Args:
         host: Where machines run.
@@ -66,6 +68,13 @@ class HostLauncher:
 
     async def launch(self, launch: Launch) -> HostRun:
         """See the port."""
+        began_cold = ""
+        if launch.resume:
+            try:
+                return await self._resume(launch)
+            except CastoffError as error:
+                began_cold = str(error)
+                self._host.providers.notice(f"machine {launch.machine} does not go on from its memory: {error}")
         existing = await self._clear(launch)
         request = machine_request(launch, self._allowed, existing, reflink=self._host.store.reflink)
         machine = await create(
@@ -78,15 +87,48 @@ class HostLauncher:
         try:
             if existing is not None:
                 await asyncio.to_thread(existing.unlink)
-            surroundings = await self._surroundings(request)
+            surroundings = await self._surroundings(request, launch.version)
             await asyncio.to_thread(
                 replace_file, machine.directory / _SURROUNDINGS, msgspec.json.encode(surroundings), mode=0o600
             )
-            return HostRun(machine, self._logs.writer(launch.machine), surroundings)
+            return HostRun(machine, self._logs.writer(launch.machine), surroundings, began_cold=began_cold)
         except BaseException:
             await asyncio.shield(machine.kill())
             await asyncio.shield(machine.close())
             raise
+
+    async def _resume(self, launch: Launch) -> HostRun:
+        """The machine, which goes on from its memory.
+
+        Raises:
+            CastoffError: It cannot.
+        """
+        record = await self._record(launch.machine)
+        if record is None or not is_kept(record):
+            raise NotFound("nothing of its memory was kept")
+        surroundings = await asyncio.to_thread(_read_surroundings, self._host.machines.path(record.id))
+        if surroundings.version != launch.version:
+            raise Conflict(f"it was suspended as version {surroundings.version}, and is {launch.version} now")
+        machine = await resume(
+            record, settings=self._host.config.vmm, records=self._host.machines, providers=self._host.providers
+        )
+        try:
+            return HostRun(machine, self._logs.writer(record.id, resume=True), surroundings)
+        except BaseException:
+            await asyncio.shield(machine.kill())
+            await asyncio.shield(machine.close())
+            raise
+
+    async def keeps(self, machine: MachineId) -> bool:
+        """See castoff.lifecycle.launcher.Keeping."""
+        record = await self._record(machine)
+        return record is not None and is_kept(record)
+
+    async def forget(self, machine: MachineId) -> None:
+        """See castoff.lifecycle.launcher.Keeping."""
+        record = await self._record(machine)
+        if record is not None and record.suspended is not None:
+            await forget(record, self._host.machines, self._host.config.vmm)
 
     async def reattach(self, launch: Launch) -> HostRun | None:
         """See the port."""
@@ -95,6 +137,9 @@ class HostLauncher:
             return None
         if not record.vmm:  # the agent was killed between its VMM's start, if it came that far, and the record of it
             await end_machine(record, self._host.machines, self._host.config.vmm)
+            return None
+        if is_kept(record):  # the agent was killed before its VMM was
+            await end_suspended(record, self._host.machines, self._host.config.vmm)
             return None
         directory = self._host.machines.path(record.id)
         handle = await open_vmm(record.vmm, self._host.config.vmm, self._host.store.state).reattach(record.vmm_state)
@@ -105,9 +150,12 @@ class HostLauncher:
             log = self._logs.writer(record.id, resume=True)
             undo.callback(log.close)
             try:
-                surroundings = msgspec.json.decode((directory / _SURROUNDINGS).read_bytes(), type=Surroundings)
+                surroundings = _read_surroundings(directory)
+                woken = await wake(record, handle, self._host.machines)
                 channel = await GuestChannel.connect(handle, _CONNECT)
-            except (CastoffError, OSError, msgspec.MsgspecError):
+                if woken:
+                    await channel.set_clock()
+            except (CastoffError, OSError):
                 if record.exit_code is not None:  # that was taken: it powers off
                     await _ends(handle)
                 await handle.kill()  # its launch was not over when the agent ended, or nobody is in there any more
@@ -171,12 +219,19 @@ class HostLauncher:
             await asyncio.to_thread(kept.unlink, missing_ok=True)
         return kept if kept.exists() else None
 
-    async def _surroundings(self, request: MachineRequest) -> Surroundings:
+    async def _surroundings(self, request: MachineRequest, version: str) -> Surroundings:
         """Costs no request: the image's documents were just fetched, and are kept by their digest."""
         async with opened(request.image, request.platform, config=self._host.config, store=self._host.store) as (_, image):
             settings = guest_settings(image.config, request, hostname=request.hostname or "castoff")
         volumes = tuple((str(volume.path), mount.path) for volume, mount in zip(request.volumes, settings.mounts, strict=True))
-        return Surroundings(env=settings.env, cwd=settings.cwd, user=settings.user, volumes=volumes)
+        return Surroundings(env=settings.env, cwd=settings.cwd, user=settings.user, volumes=volumes, version=version)
+
+
+def _read_surroundings(directory: Path) -> Surroundings:
+    try:
+        return msgspec.json.decode((directory / _SURROUNDINGS).read_bytes(), type=Surroundings)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise Unavailable(f"{directory / _SURROUNDINGS} cannot be read: {error}") from error
 
 
 async def _ends(handle: VmmHandle) -> None:

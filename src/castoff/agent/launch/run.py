@@ -18,7 +18,8 @@ from castoff.disk.volume import lengthen
 from castoff.errors import CastoffError, Invalid, NotFound, Unavailable, Unsupported
 from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, ListenSocket, Probe, ProcessStat, RunExit
 from castoff.machine.machine import Machine, MachineLost
-from castoff.machine.model import MachineRecord
+from castoff.machine.model import MachineRecord, MachineState
+from castoff.machine.suspension import check_suspendable, suspend
 from castoff.store.builds import uninterrupted
 from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
@@ -57,18 +58,22 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     user: str
     volumes: tuple[tuple[str, str], ...] = ()
     """Their files, and where they are mounted; in the order of their drives."""
+    version: str = ""
+    """Of the configuration."""
 
 
 class HostRun:
-    """Implements castoff.lifecycle.launcher.Run, Reachable and HasVolumes.
+    """Implements castoff.lifecycle.launcher.Run, Reachable, HasVolumes, Suspendable and Resumed.
 
     Args:
         machine: The machine, whose command was started.
         log: Gets its output.
         surroundings: Of its command.
+        began_cold: Why it did not go on from its memory, though it should have; empty: it did, or should not.
     """
 
-    def __init__(self, machine: Machine, log: LogWriter, surroundings: Surroundings) -> None:
+    def __init__(self, machine: Machine, log: LogWriter, surroundings: Surroundings, *, began_cold: str = "") -> None:
+        self.began_cold = began_cold
         self._machine = machine
         self._log = log
         self._surroundings = surroundings
@@ -175,6 +180,17 @@ class HostRun:
                 return volume_role(number), path
         raise NotFound(f"this machine has not mounted {Path(file).parent.name}", hint="restart it")
 
+    def check_suspend(self) -> None:
+        """See the port."""
+        check_suspendable(self._machine.record, self._machine.handle, self._machine.directory)
+
+    async def suspend(self) -> None:
+        """See the port. Commands that are executed beside the machine's are lost."""
+        await suspend(self._machine)
+        await self._machine.detach()
+        await self._machine.kill()
+        await self.wait()
+
     async def detach(self) -> None:
         """See the port."""
         self._ending.cancel()
@@ -200,6 +216,8 @@ class HostRun:
                 memory = isinstance(error, MachineLost) and error.out_of_memory
                 exit = remembered(self._machine.record) or RunExit(code=-1, out_of_memory=memory, message=str(error))
             await self._control.close()
+            if self._machine.record.state == MachineState.SUSPENDED:
+                return RunExit(code=-1, message="it is suspended")
             try:
                 await self._machine.close()
             except (CastoffError, OSError) as error:
