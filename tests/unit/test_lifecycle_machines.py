@@ -177,6 +177,25 @@ async def test_suspend_and_resume(tmp_path: Path, world: World) -> None:
         await settled(machines, machine, State.SUSPENDED)
         await machines.stop(APP, machine.id)
         await settled(machines, machine, State.STOPPED)
+        assert world.suspended == set()
+
+
+async def test_a_suspended_machines_events(tmp_path: Path, world: World) -> None:
+    """They tell whether it went on from its memory, or why it was booted; what cannot be suspended is refused at once."""
+    async with opened(tmp_path, world) as machines:
+        machine = await settled(machines, await machines.create(APP, wanted()), State.STARTED)
+        for broken in (set(), {machine.config.image}):
+            world.forgetful = broken
+            await machines.suspend(APP, machine.id)
+            await settled(machines, machine, State.SUSPENDED)
+            await machines.start(APP, machine.id)
+            event = (await settled(machines, machine, State.STARTED)).events[0]
+            assert (event.type, event.status) == ("start", "started") and event.request is not None
+            assert (event.request["resumed"], bool(event.request.get("error"))) == (not broken, bool(broken))
+        world.unsuspendable.add(machine.config.image)
+        with pytest.raises(Unsupported):
+            await machines.suspend(APP, machine.id)
+        assert machines.get(APP, machine.id).state == State.STARTED
 
 
 async def test_leases(tmp_path: Path, world: World) -> None:

@@ -157,6 +157,22 @@ async def test_a_resume_is_finished_by_the_next_agent(tmp_path: Path, world: Wor
         assert (world.resumed[machine.id], world.disks[machine.id], world.suspended) == (1, 2, set())
 
 
+async def test_a_suspend_that_was_cut_is_one_where_the_memory_is_kept(tmp_path: Path, world: World) -> None:
+    """The agent was killed after the VMM and before it wrote that down; without the memory the machine is stopped."""
+    for kept, state in ((True, State.SUSPENDED), (False, State.STOPPED)):
+        world.stalling.add("alpine:3")
+        async with opened(tmp_path, world) as machines:
+            machine = await settled(machines, await machines.create(APP, wanted()), State.STARTED)
+            await machines.suspend(APP, machine.id)
+            assert machines.get(APP, machine.id).state == State.SUSPENDING
+        world.stalling.clear()
+        world.exit(machine.id)
+        if kept:
+            world.suspended.add(machine.id)
+        async with opened(tmp_path, world) as machines:
+            await settled(machines, machine, state)
+
+
 async def test_another_image_has_another_rootfs(tmp_path: Path, world: World) -> None:
     """Persistent or not; the same image keeps it. What boots is the image of the version, not of the tag."""
     async with opened(tmp_path, world) as machines:

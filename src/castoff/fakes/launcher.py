@@ -31,6 +31,7 @@ class World:
         ending: Images whose command ends at once, with that exit code.
         stubborn: Images whose command heeds no signal.
         unsuspendable: Images whose machines cannot be suspended.
+        stalling: Images whose machines take for ever to suspend.
         forgetful: Images whose machines' memory turns out to be broken.
         suspended: Machines whose memory is kept.
         resumed: How often a machine went on from its memory.
@@ -54,6 +55,7 @@ class World:
         self.ending: dict[str, int] = {}
         self.stubborn: set[str] = set()
         self.unsuspendable: set[str] = set()
+        self.stalling: set[str] = set()
         self.forgetful: set[str] = set()
         self.suspended: set[str] = set()
         self.resumed: dict[str, int] = {}
@@ -184,6 +186,8 @@ class FakeRun:
         """See the port."""
         if self._exit is not None:
             raise Unavailable("the machine ended")
+        if self.launch.config.image in self._world.stalling:
+            await asyncio.Event().wait()
         self._world.suspended.add(self.launch.machine)
         self.end(RunExit(code=-1, message="suspended"))
 
