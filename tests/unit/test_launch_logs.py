@@ -133,3 +133,19 @@ async def test_a_follower_that_is_slow_misses_nothing_that_is_kept(tmp_path: Pat
         while seen[-1] != lines[-1]:
             seen.append((await anext(following)).message)
     assert seen[-2500:] == lines
+
+
+async def test_following_ends_after_all_that_was_written(tmp_path: Path) -> None:
+    """Also what was written while it was asked whether it goes on."""
+    logs = Logs(tmp_path)
+    writer = logs.writer(MACHINE)
+    answers = iter([(True, 0), (True, 5), (False, 10)])
+
+    def goes_on() -> bool:
+        going, offset = next(answers, (False, -1))
+        if offset >= 0:
+            writer.write(1, b"line\n", offset)
+        return going
+
+    assert len([line async for line in logs.read(MACHINE, follow=True, goes_on=goes_on)]) == 3
+    writer.close()

@@ -15,7 +15,7 @@ from castoff.api.creates import Creates
 from castoff.api.metrics import Metrics
 from castoff.api.parts import PARTS
 from castoff.api.server import Register, received
-from castoff.errors import NotFound
+from castoff.errors import Invalid, NotFound
 from castoff.lifecycle.states import State
 
 __all__ = ["counted", "log_routes"]
@@ -25,11 +25,12 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MACHINES: Final = "/v1/apps/{app}/machines"
 _TAIL: Final = 100
 _MOST: Final = 10_000
+_AT_REST: Final = {State.STOPPED, State.SUSPENDED, State.FAILED, State.DESTROYED}
 
 
 def log_routes(logs: Logs) -> Register:
     """``GET /v1/apps/{app}/machines/{id}/logs?tail=N&follow=true``: JSON lines with ``t`` (Unix milliseconds), ``s`` (1 stdout, 2
-    stderr) and ``m``."""
+    stderr) and ``m``. With ``until=rest`` following ends when nothing of the machine runs, after all that it had written."""
 
     async def read(request: web.Request) -> web.StreamResponse:
         machines, app = request.app[PARTS].machines, request.match_info["app"]
@@ -39,9 +40,13 @@ def log_routes(logs: Logs) -> Register:
             """Nothing else tells of a client that is gone, as long as there is nothing to write to it."""
             there = request.transport is not None and not request.transport.is_closing()
             with contextlib.suppress(NotFound):
-                return there and machines.get(app, machine.id).state != State.DESTROYED
+                return there and machines.get(app, machine.id).state not in over
             return False
 
+        until = request.query.get("until", "destroyed")
+        if until not in ("destroyed", "rest"):
+            raise Invalid("query: until is neither rest nor destroyed")
+        over = _AT_REST if until == "rest" else {State.DESTROYED}
         tail = body.number(request, "tail", default=_TAIL, least=0, most=_MOST)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
         await response.prepare(request)

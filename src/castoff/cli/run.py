@@ -56,18 +56,36 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--network", type=click.Choice(["user", "none"]), help="Network of the machine.")
 @click.option("--keep", is_flag=True, help="Keep the machine's directory when it ends (`castoff machine remove` removes it).")
+@click.option("-d", "--detach", is_flag=True, help="Let the agent run it, and print its id when its command runs.")
+@click.option(
+    "--agent",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Whether the agent runs it: auto only with --detach.",
+)
 @click.option("--console", is_flag=True, help="Show the guest kernel's console on stderr.")
 @click.option("--timeline", "timeline_file", metavar="FILE", help="Write the timeline as JSON; - draws it on stderr.")
 @click.argument("image")
 @click.argument("words", nargs=-1, metavar="[COMMAND]...", type=click.UNPROCESSED)
 @click.pass_obj
-def command(shared: Globals, /, *, console: bool, timeline_file: str | None, **options: Any) -> int:
+def command(shared: Globals, /, *, agent: str, detach: bool, console: bool, timeline_file: str | None, **options: Any) -> int:
     """Run a command in a new machine made from an image.
+
+    The machine is this process's own and ends with it; with --detach it is the agent's and outlives both. --agent always has the
+    agent, of CASTOFF_URL or of this host, run it, and prints what it writes, line by line.
 
     IMAGE is a name in a registry (alpine:3, localhost:5000/team/app@sha256:...), or on disk oci:DIR[:TAG],
     oci-archive:FILE or docker-archive:FILE. Exits with the command's code; 125 when castoff itself failed.
     """
     request = _request(**options)
+    if detach and agent == "never":
+        raise click.UsageError("a machine that outlives this process needs an agent: leave --agent never away")
+    if detach or agent == "always":
+        from castoff.cli.run_agent import run_detached, run_followed
+
+        others = tuple(flag for flag, given in (("--console", console), ("--timeline", timeline_file)) if given)
+        return (run_detached if detach else run_followed)(shared, request, others=others)
     progress = shown(shared)
 
     async def work(host: Host) -> int:

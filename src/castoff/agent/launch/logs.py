@@ -99,13 +99,15 @@ class Logs:
         lines, place = await asyncio.to_thread(_tail, directory, min(tail, _MOST_TAIL))
         for line in lines:
             yield line
-        more: list[LogLine] = []
-        while follow and (goes_on is None or goes_on()):
-            if not more:  # where there was some, there may be more
-                await asyncio.sleep(_POLL)
+        while follow:
+            going = goes_on is None or goes_on()  # asked before: what was written until then is still read
             more, place = await asyncio.to_thread(_more, directory, place)
             for line in more:
                 yield line
+            if not more and not going:
+                return
+            if not more:  # where there was some, there may be more
+                await asyncio.sleep(_POLL)
 
     def tail(self, machine: str, count: int) -> Sequence[LogLine]:
         """The last lines of a machine's log. Reads the disk at once: not for an event loop."""
