@@ -1,4 +1,5 @@
-"""Machines that are created at once through `castoff agent`, beside as many QEMUs that are started at once without it."""
+"""Machines that are created at once through `castoff agent`, beside as many QEMUs that are started at once without it; and one of
+them that goes on from its memory, beside its own boot."""
 
 from __future__ import annotations
 
@@ -31,16 +32,17 @@ _ARGV = ("sleep", "600")
 _ENV = ("PATH=/bin:/usr/bin",)
 _SECONDS = 120
 _EXECS = 20
+_ROUNDS = 3
 _APP = "/v1/apps/bench"
 
 
 def rows(stage: Stage) -> Iterable[Row]:
-    """Creates of a warm image to started, and ``exec true``."""
+    """Creates of a warm image to started, ``exec true``, and a start from memory."""
     image = stage.publish("small")
     build(stage, image)
     count = 4 if stage.quick else 20
     bare, channel = asyncio.run(_bare(stage, image, count))
-    ours, api = asyncio.run(_agent(stage, image, count))
+    ours, api, starts = asyncio.run(_agent(stage, image, count))
     told = {"agent_seconds": ours, "bare_seconds": bare}
     yield Row(
         "agent", f"{count} creates at once, warm, to started / as many bare QEMUs to ready", ours / bare, "x", at_most(1.1), told
@@ -48,6 +50,9 @@ def rows(stage: Stage) -> Iterable[Row]:
     middle = {"api_ms": percentile(api, 0.5) * 1e3, "channel_ms": percentile(channel, 0.5) * 1e3}
     added = middle["api_ms"] - middle["channel_ms"]
     yield Row("agent", "exec true through the API - through the guest's channel, p50", added, "ms", at_most(30), middle)
+    seconds = {f"{name}_seconds": percentile(taken, 0.5) for name, taken in starts.items()}
+    ratio = seconds["resume_seconds"] / seconds["boot_seconds"]
+    yield Row("agent", "start of a suspended machine / of the same one stopped, to started", ratio, "x", at_most(0.5), seconds)
 
 
 async def _bare(stage: Stage, image: Published, count: int) -> tuple[float, list[float]]:
@@ -99,7 +104,7 @@ async def _executed(channel: GuestChannel) -> float:
     return time.perf_counter() - begun
 
 
-async def _agent(stage: Stage, image: Published, count: int) -> tuple[float, list[float]]:
+async def _agent(stage: Stage, image: Published, count: int) -> tuple[float, list[float], dict[str, list[float]]]:
     """The same through an agent, from the first POST."""
     command = [*stage.castoff("agent")]
     with started(command):
@@ -124,9 +129,35 @@ async def _agent(stage: Stage, image: Published, count: int) -> tuple[float, lis
                 begun = time.perf_counter()
                 await asyncio.gather(*(create() for _ in range(count)))
                 seconds = time.perf_counter() - begun
-                return seconds, [await _asked_true(api, machines[0]) for _ in range(_EXECS)]
+                execs = [await _asked_true(api, machines[0]) for _ in range(_EXECS)]
+                await asyncio.gather(*(_asked(api, "DELETE", f"{_APP}/machines/{one}?force=true") for one in machines[1:]))
+                del machines[1:]
+                return seconds, execs, await _rested(api, machines[0])
             finally:
                 await asyncio.gather(*(_asked(api, "DELETE", f"{_APP}/machines/{one}?force=true") for one in machines))
+
+
+async def _rested(api: aiohttp.ClientSession, machine: str) -> dict[str, list[float]]:
+    """Seconds of a machine's starts, from memory and from nothing, and of its suspends."""
+    taken: dict[str, list[float]] = {"suspend": [], "resume": [], "boot": []}
+    for _ in range(_ROUNDS):
+        taken["suspend"].append(await _turned(api, machine, "suspend", "suspended"))
+        taken["resume"].append(await _turned(api, machine, "start", "started"))
+        event = (await _asked(api, "GET", f"{_APP}/machines/{machine}"))["events"][0]
+        if not event["request"]["resumed"]:
+            raise Failed(f"it did not go on from its memory: {event}")
+        await _turned(api, machine, "stop", "stopped")
+        taken["boot"].append(await _turned(api, machine, "start", "started"))
+    return taken
+
+
+async def _turned(api: aiohttp.ClientSession, machine: str, what: str, state: str) -> float:
+    begun = time.perf_counter()
+    body = {"signal": "SIGKILL"} if what == "stop" else None
+    await _asked(api, "POST", f"{_APP}/machines/{machine}/{what}", body)
+    version = (await _asked(api, "GET", f"{_APP}/machines/{machine}"))["instance_id"]
+    await _asked(api, "GET", f"{_APP}/machines/{machine}/wait?state={state}&instance_id={version}&timeout=60")
+    return time.perf_counter() - begun
 
 
 async def _asked_true(api: aiohttp.ClientSession, machine: str) -> float:

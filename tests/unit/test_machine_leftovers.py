@@ -57,7 +57,8 @@ async def test_a_vmm_that_nobody_wrote_down_is_found_and_ended(host: tuple[Machi
     """By its name and its files together: a person's process that has one of the two is left alone."""
     records, providers = host
     record = _record(_dead())
-    directory = records.add(record)
+    records.add(record)
+    directory = records.path(record.id)
     name = f"castoff-{record.id}"
     with (
         _process(name, directory / "console.log") as vmm,
