@@ -100,6 +100,16 @@ async def test_a_machine_outlives_its_launcher(state: Castoff) -> None:
     assert state.machines == []
 
 
+async def test_want_of_memory_is_told(state: Castoff) -> None:
+    """By the exit, and to an agent that was not there."""
+    wanted = launch(state, "exec tail /dev/zero", config={"guest": {"cpus": 1, "memory_mb": 128}})
+    async with launcher(state) as launches:
+        exit = await (await launches.launch(wanted)).wait()
+        assert (exit.code, exit.signal, exit.out_of_memory) == (137, 9, True)
+        assert await launches.last_exit(wanted.machine) == exit
+        await launches.discard(wanted.machine)
+
+
 async def test_a_rootfs_that_is_kept(state: Castoff) -> None:
     """Fresh begins anew, otherwise it goes on; a start that fails keeps it; stop asks with its signal, then forces."""
     script = "trap 'exit 7' USR1; cat /state; date +%s%N >>/state; echo up; while :; do sleep 0.1; done"

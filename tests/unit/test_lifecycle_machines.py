@@ -178,6 +178,13 @@ async def test_suspend_and_resume(tmp_path: Path, world: World) -> None:
         await machines.stop(APP, machine.id)
         await settled(machines, machine, State.STOPPED)
         assert world.suspended == set()
+        await machines.start(APP, machine.id)
+        await settled(machines, machine, State.STARTED)
+        await machines.suspend(APP, machine.id)
+        await settled(machines, machine, State.SUSPENDED)
+        await machines.restart(APP, machine.id)  # begins again
+        await settled(machines, machine, State.STARTED)
+        assert (world.resumed[machine.id], world.suspended) == (1, set())
 
 
 async def test_a_suspended_machines_events(tmp_path: Path, world: World) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from castoff.agent.observe import ObservedLauncher
+from castoff.api.creates import Creates
 from castoff.conformance.launcher import ENDS_WITH, check_launcher
 from castoff.errors import Internal, Unavailable
 from castoff.fakes.launcher import FakeLauncher, World
@@ -27,12 +29,13 @@ def world() -> World:
     return World()
 
 
-async def test_the_launcher_in_memory_is_a_launcher(world: World) -> None:
-    """It promises what every launcher does."""
+@pytest.mark.parametrize("observed", [False, True])
+async def test_the_launcher_in_memory_is_a_launcher(world: World, observed: bool) -> None:
+    """It promises what every launcher does, also where the agent watches it."""
 
     @contextlib.asynccontextmanager
     async def launcher() -> AsyncIterator[Launcher]:
-        yield FakeLauncher(world)
+        yield ObservedLauncher(FakeLauncher(world), Creates()) if observed else FakeLauncher(world)
 
     world.missing.add("no/such")
     world.ending["ends"] = ENDS_WITH

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from castoff.api.creates import Creates
 from castoff.lifecycle.config import MachineConfig
-from castoff.lifecycle.launcher import Launch, Launcher, Remembering, Run, RunExit
+from castoff.lifecycle.launcher import Keeping, Launch, Launcher, Remembering, Run, RunExit
 from castoff.machine.model import MachineId
 from castoff.timeline import step
 
@@ -12,7 +12,7 @@ __all__ = ["ObservedLauncher"]
 
 
 class ObservedLauncher:
-    """Implements castoff.lifecycle.launcher.Launcher.
+    """Implements castoff.lifecycle.launcher.Launcher, Remembering and Keeping.
 
     Args:
         launcher: Does the work.
@@ -47,6 +47,15 @@ class ObservedLauncher:
     async def last_exit(self, machine: MachineId) -> RunExit | None:
         """See castoff.lifecycle.launcher.Remembering."""
         return await self._launcher.last_exit(machine) if isinstance(self._launcher, Remembering) else None
+
+    async def keeps(self, machine: MachineId) -> bool:
+        """See castoff.lifecycle.launcher.Keeping."""
+        return isinstance(self._launcher, Keeping) and await self._launcher.keeps(machine)
+
+    async def forget(self, machine: MachineId) -> None:
+        """See castoff.lifecycle.launcher.Keeping."""
+        if isinstance(self._launcher, Keeping):
+            await self._launcher.forget(machine)
 
     async def discard(self, machine: MachineId) -> None:
         """See the port."""

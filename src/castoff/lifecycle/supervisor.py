@@ -92,7 +92,7 @@ class Supervisor:
         async with self._alone(guard) as held:
             previous = self.machine.state
             if previous != State.STARTED:
-                await self._begin(held, previous)
+                await self._begin(held, resume=previous == State.SUSPENDED)
             return previous
 
     async def stop(self, signal: int | None, timeout: float | None, guard: Guard = _anybody) -> None:
@@ -112,7 +112,7 @@ class Supervisor:
         async with self._alone(guard) as held:
             state = self.machine.state
             if state in _AT_REST:
-                await self._begin(held, state)
+                await self._begin(held, resume=False)  # what was suspended was to go on; this is to begin again
                 return
             await self._ask(State.RESTARTING, "restart", wanted=State.STARTED, restarts=0)
             held.hand_over(self._actions.restart(signals.SIGKILL if force else signal, timeout))
@@ -175,8 +175,8 @@ class Supervisor:
             await self._ask(State.DESTROYING, "destroy", wanted=State.DESTROYED)
             held.hand_over(self._actions.destroy())
 
-    async def _begin(self, held: _Held, previous: State) -> None:
-        resume = previous == State.SUSPENDED
+    async def _begin(self, held: _Held, *, resume: bool) -> None:
+        previous = self.machine.state
         fresh = not resume and begins_anew(self.machine, restart=previous == State.RESTARTING)
         event = self._board.event("start", State.STARTING, "user", {"fresh": fresh, "resume": resume})
         await self._board.put(self._id, event, state=State.STARTING, wanted=State.STARTED, restarts=0)
