@@ -16,9 +16,10 @@ from castoff.errors import Internal, Unavailable
 from castoff.fakes.launcher import FakeLauncher, World
 from castoff.lifecycle.config import parse_config
 from castoff.lifecycle.database import Database
-from castoff.lifecycle.launcher import ExecRequest, Launcher
+from castoff.lifecycle.launcher import ExecRequest, Keeping, Launch, Launcher, Suspendable
 from castoff.lifecycle.machines import LeaseHeld, Machines, PreconditionFailed
 from castoff.lifecycle.states import State
+from castoff.machine.model import new_machine_id
 from lifecycle import Secrets, Volumes, changed, opened, settled, wanted
 
 APP = "shop"
@@ -29,19 +30,30 @@ def world() -> World:
     return World()
 
 
-@pytest.mark.parametrize("observed", [False, True])
-async def test_the_launcher_in_memory_is_a_launcher(world: World, observed: bool) -> None:
-    """It promises what every launcher does, also where the agent watches it."""
+async def test_the_launcher_in_memory_is_a_launcher(world: World) -> None:
+    """It promises what every launcher does."""
 
     @contextlib.asynccontextmanager
     async def launcher() -> AsyncIterator[Launcher]:
-        yield ObservedLauncher(FakeLauncher(world), Creates()) if observed else FakeLauncher(world)
+        yield FakeLauncher(world)
 
     world.missing.add("no/such")
     world.ending["ends"] = ENDS_WITH
     await check_launcher(
         launcher, stays=parse_config({"image": "stays"}), ends=parse_config({"image": "ends"}), missing="no/such"
     )
+
+
+async def test_a_launcher_that_is_observed_keeps_memory(world: World) -> None:
+    """As the one that it wraps does: the agent has no other."""
+    launcher, machine = ObservedLauncher(FakeLauncher(world), Creates()), new_machine_id()
+    launch = Launch(machine=machine, name="web", app=APP, version="01A", config=parse_config({"image": "stays"}))
+    run = await launcher.launch(launch)
+    assert isinstance(launcher, Keeping) and isinstance(run, Suspendable)
+    await run.suspend()
+    assert await launcher.keeps(machine)
+    await launcher.forget(machine)
+    assert not await launcher.keeps(machine)
 
 
 async def test_a_boot_makes_way(tmp_path: Path, world: World) -> None:
