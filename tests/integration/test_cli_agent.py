@@ -64,7 +64,9 @@ async def test_volumes(here: Here) -> None:
     assert [mount.volume for mount in launch.config.mounts or ()] == [made] and launch.volumes[0].endswith("data.ext4")
     (listed,) = await here.json("volume", "list")
     assert (listed["app"], listed["size_gb"], listed["attached_machine_id"]) == ("mine", 2, machine)
-    assert "next time" in (await here("volume", "extend", "data", "3G"))[0]
+    assert "next time" not in (await here("volume", "extend", "data", "3G"))[0]
+    here.world.rigid.add("image")
+    assert "next time" in (await here("volume", "extend", "data", "4G"))[0]
     refused = await here("volume", "delete", "data", code=9)
     assert "attached to machine" in refused[1]
     await here("machine", "destroy", "--force", "web")
