@@ -138,7 +138,7 @@ class Agents:
     def left(self) -> dict[str, list[str]]:
         """What there is of machines on this host."""
         here = str(self.castoff.state)
-        own = [path for path in (self.castoff.state / "store").rglob("*") if {"machines", "kept", "tmp"} & set(path.parts)]
+        own = [path for part in ("machines", "kept", "tmp") for path in (self.castoff.state / "store" / part).rglob("*")]
         return {
             "files": sorted(str(path) for path in own),
             "sockets": [line for line in Path("/proc/net/unix").read_text().splitlines() if here in line],
