@@ -116,11 +116,11 @@ class Lifecycle(RuleBasedStateMachine):
             try:
                 self.run(self.machines.stop(APP, machine))
             except LeaseHeld:
-                self.run(self.machines.release_lease(APP, machine, nonce=self.leases.pop(machine)))
+                self.run(self.machines.leases.release(APP, machine, nonce=self.leases.pop(machine)))
             else:
                 raise AssertionError("a lease was not honoured")
         else:
-            self.leases[machine] = self.run(self.machines.acquire_lease(APP, machine, ttl=3600, owner="me")).nonce
+            self.leases[machine] = self.run(self.machines.leases.acquire(APP, machine, ttl=3600, owner="me")).nonce
 
     @rule(machine=consumes(ids))
     def destroy(self, machine: str) -> None:

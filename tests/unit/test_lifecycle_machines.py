@@ -209,26 +209,26 @@ async def test_leases(tmp_path: Path, world: World) -> None:
     """While one is held, nobody else changes the machine; it is refreshed, given back, and ends by itself."""
     async with opened(tmp_path, world) as machines:
         machine = await settled(machines, await machines.create(APP, wanted()), State.STARTED)
-        lease = await machines.acquire_lease(APP, machine.id, ttl=60, owner="me")
+        lease = await machines.leases.acquire(APP, machine.id, ttl=60, owner="me")
         assert lease.version == machine.version
         with pytest.raises(LeaseHeld, match="lease currently held by me"):
-            await machines.acquire_lease(APP, machine.id, ttl=60, owner="you")
+            await machines.leases.acquire(APP, machine.id, ttl=60, owner="you")
         for refused in (machines.stop, machines.start, machines.cordon, machines.restart, machines.suspend, machines.destroy):
             with pytest.raises(LeaseHeld):
                 await refused(APP, machine.id)
         await machines.cordon(APP, machine.id, nonce=lease.nonce)
-        again = await machines.refresh_lease(APP, machine.id, nonce=lease.nonce, ttl=3600)
+        again = await machines.leases.refresh(APP, machine.id, nonce=lease.nonce, ttl=3600)
         assert again.nonce == lease.nonce
         assert again.expires > lease.expires
         with pytest.raises(LeaseHeld):
-            await machines.release_lease(APP, machine.id, nonce="other")
-        await machines.release_lease(APP, machine.id, nonce=lease.nonce)
+            await machines.leases.release(APP, machine.id, nonce="other")
+        await machines.leases.release(APP, machine.id, nonce=lease.nonce)
         with pytest.raises(NotFound, match=" lease not found"):
-            machines.lease(APP, machine.id)
+            machines.leases.get(APP, machine.id)
         for ttl in (-1, 10**18):
             with pytest.raises(Invalid, match="at most a year"):
-                await machines.acquire_lease(APP, machine.id, ttl=ttl, owner="me")
-        await machines.acquire_lease(APP, machine.id, ttl=0, owner="me")
+                await machines.leases.acquire(APP, machine.id, ttl=ttl, owner="me")
+        await machines.leases.acquire(APP, machine.id, ttl=0, owner="me")
         await machines.stop(APP, machine.id)
 
 
@@ -330,13 +330,14 @@ async def test_exec_signal_and_ps_need_a_running_machine(tmp_path: Path, world: 
     async with opened(tmp_path, world) as machines:
         machine = await machines.create(APP, wanted(skip_launch=True))
         with pytest.raises(PreconditionFailed, match="not running"):
-            await machines.execute(APP, machine.id, ExecRequest(argv=("true",)))
+            await machines.running(APP, machine.id)
         await machines.start(APP, machine.id)
         await settled(machines, machine, State.STARTED)
-        assert (await machines.execute(APP, machine.id, ExecRequest(argv=("echo", "hi")))).stdout == b"echo hi"
-        await machines.signal(APP, machine.id, 10)
+        run = await machines.running(APP, machine.id)
+        assert (await run.execute(ExecRequest(argv=("echo", "hi")))).stdout == b"echo hi"
+        await run.signal(10)
         assert world.running[machine.id].signals == [10]
-        assert [process.pid for process in await machines.processes(APP, machine.id)] == [1]
+        assert [process.pid for process in await run.processes()] == [1]
 
 
 async def test_machines_outlive_the_agent(tmp_path: Path, world: World) -> None:

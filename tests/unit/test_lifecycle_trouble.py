@@ -112,7 +112,7 @@ async def test_a_lease_is_looked_at_when_it_is_ones_turn(tmp_path: Path, world: 
         await machines.stop(APP, machine.id, timeout=600)
         waits = asyncio.create_task(machines.start(APP, machine.id))
         await asyncio.sleep(0)
-        lease = await machines.acquire_lease(APP, machine.id, ttl=60, owner="me")
+        lease = await machines.leases.acquire(APP, machine.id, ttl=60, owner="me")
         await world.running[machine.id].kill()
         with pytest.raises(LeaseHeld):
             await waits
@@ -146,11 +146,11 @@ async def test_what_nobody_can_tell_is_not_lost(tmp_path: Path, world: World) ->
     world.unreachable.add(machine.id)
     async with opened(tmp_path, world) as machines:
         with pytest.raises(PreconditionFailed):
-            await machines.execute(APP, machine.id, ExecRequest(argv=("true",)))
+            await machines.running(APP, machine.id)
         assert machines.get(APP, machine.id).state == State.STARTED
     world.unreachable.clear()
     async with opened(tmp_path, world) as machines:
-        await machines.execute(APP, machine.id, ExecRequest(argv=("true",)))
+        await (await machines.running(APP, machine.id)).execute(ExecRequest(argv=("true",)))
     assert len(world.launches) == 1
 
 

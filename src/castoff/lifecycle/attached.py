@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from castoff.errors import CastoffError, NotFound
+from castoff.errors import CastoffError, NotFound, Unsupported
 from castoff.lifecycle.ids import milliseconds
+from castoff.lifecycle.launcher import HasVolumes
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.states import State
 from castoff.lifecycle.volume_rows import Snapshot, Volume
@@ -65,7 +66,7 @@ class Attached:
         if not self._runs(volume.machine):
             return Extended(volume, needs_restart=True)
         try:
-            await self._machines.grow_volume(volume.machine, self._volumes.file(id), size)
+            await (await self._running(volume.machine)).grow_volume(self._volumes.file(id), size)
         except CastoffError as error:
             return Extended(volume, needs_restart=True, why=str(error))
         return Extended(volume, needs_restart=False)
@@ -86,8 +87,14 @@ class Attached:
         machine = self._volumes.get(app, id).machine
         if machine is not None and self._runs(machine):
             with contextlib.suppress(CastoffError):  # it ends, hangs or is of an older castoff
-                await self._machines.sync_volume(machine, self._volumes.file(id))
+                await (await self._running(machine)).sync_volume(self._volumes.file(id))
         return await self._volumes.snapshot(app, id, reflink=reflink)
+
+    async def _running(self, machine: str) -> HasVolumes:
+        run = await self._machines.running(None, machine)
+        if not isinstance(run, HasVolumes):
+            raise Unsupported("this machine's volumes cannot be looked after while it runs", hint="restart it")
+        return run
 
     def _runs(self, machine: str) -> bool:
         try:

@@ -1,20 +1,14 @@
-"""The machines of one agent: what the API asks for, checked, leased, and given to each machine's supervisor.
-
-Every operation that changes something runs to its end even where whoever asked has gone: a client that hangs up must not leave
-half of it.
-"""
+"""The machines of one agent: what the API asks for, checked, leased, and given to each machine's supervisor."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from typing import Any
 
-import msgspec
-
-from castoff.errors import CastoffError, Conflict, Invalid, NotFound, Unsupported
+from castoff.errors import Conflict, Invalid
 from castoff.lifecycle.actions import Means
 from castoff.lifecycle.admission import check_config
 from castoff.lifecycle.board import Board
@@ -22,10 +16,9 @@ from castoff.lifecycle.checking import Checking, Probed
 from castoff.lifecycle.config import MachineConfig, parse_config
 from castoff.lifecycle.creation import new_machine
 from castoff.lifecycle.database import Database
-from castoff.lifecycle.ids import milliseconds
-from castoff.lifecycle.launcher import ExecRequest, ExecResult, HasVolumes, Launcher, ProcessStat, Run
+from castoff.lifecycle.launcher import Launcher, Run
 from castoff.lifecycle.launches import SecretValues, VolumeFiles
-from castoff.lifecycle.leases import check_lease, lease_end, new_lease
+from castoff.lifecycle.leases import Leases, check_lease, new_lease
 from castoff.lifecycle.model import (
     Change,
     CheckStatus,
@@ -39,10 +32,11 @@ from castoff.lifecycle.model import (
     Waited,
     WaitTimeout,
 )
-from castoff.lifecycle.restarts import period
+from castoff.lifecycle.operations import Operations
 from castoff.lifecycle.rows import read_versions
 from castoff.lifecycle.states import ACTIVE, State
 from castoff.lifecycle.supervisor import Guard, Supervisor
+from castoff.lifecycle.upkeep import keep_up
 from castoff.machine.model import check_name, new_machine_id
 
 __all__ = [
@@ -60,30 +54,19 @@ __all__ = [
     "Waited",
 ]
 
-T = TypeVar("T")
-
-_TICK: Final = 30.0
-"""Seconds between looks at schedules and at machines that are long destroyed."""
-_REMEMBERED: Final = 24 * 3600 * 1000
-"""Milliseconds for which a destroyed machine can be listed."""
-_MOST_REMEMBERED: Final = 1000
-"""Destroyed machines that can be listed: a host that makes one a second would else hold a hundred thousand."""
-
 
 class Machines:
     """All machines. Made by :meth:`open`."""
 
-    def __init__(
-        self,
-        means: Means,
-        region: str,
-    ) -> None:
+    def __init__(self, means: Means, region: str) -> None:
         self._means = means
         self._board = means.board
         self._launcher = means.launcher
         self._region = region
         self._supervisors: dict[str, Supervisor] = {}
-        self._operations: set[asyncio.Task[Any]] = set()
+        self._operations = Operations()
+        self.leases = Leases(means.board, self._operations)
+        """Theirs."""
         self._names: set[tuple[str, str]] = set()
         """Of machines that are being made, and are not on the board yet."""
 
@@ -119,16 +102,14 @@ class Machines:
         for machine in board:
             supervisor = machines._supervisors[machine.id] = Supervisor(machine.id, machines._means)
             await supervisor.recover()
-        ticking = asyncio.create_task(machines._tick())
+        upkeep = asyncio.create_task(keep_up(board, machines._supervisors, notice))
         try:
             yield machines
         finally:
-            ticking.cancel()
-            await asyncio.gather(ticking, return_exceptions=True)
+            upkeep.cancel()
+            await asyncio.gather(upkeep, return_exceptions=True)
             await asyncio.gather(*(supervisor.close() for supervisor in machines._supervisors.values()))
-            for operation in machines._operations:
-                operation.cancel()  # nobody was told that it is done; what it has written down is the next agent's
-            await asyncio.gather(*machines._operations, return_exceptions=True)
+            await machines._operations.close()
 
     # --- looking ---------------------------------------------------------------------------------------------------------
 
@@ -211,7 +192,7 @@ class Machines:
             Conflict: The app has a machine of this name.
             CastoffError: There is no such image, or it cannot be written down.
         """
-        return await self._whole(self._create(app, request))
+        return await self._operations.whole(self._create(app, request))
 
     async def update(self, app: str | None, machine: str, request: UpdateRequest, *, nonce: str | None = None) -> Machine:
         """Gives a machine another configuration; one that runs goes on with it.
@@ -232,19 +213,19 @@ class Machines:
                 updated = await self._board.put(machine, lease=lease)
             return updated
 
-        return await self._whole(update())
+        return await self._operations.whole(update())
 
     async def start(self, app: str | None, machine: str, *, nonce: str | None = None) -> State:
         """Starts a machine; the state that it was in."""
         supervisor, guard = self._guarded(app, machine, nonce)
-        return await self._whole(supervisor.start(guard))
+        return await self._operations.whole(supervisor.start(guard))
 
     async def stop(
         self, app: str | None, machine: str, *, signal: int | None = None, timeout: float | None = None, nonce: str | None = None
     ) -> None:
         """Stops a machine: with ``signal``, and by force after ``timeout`` seconds."""
         supervisor, guard = self._guarded(app, machine, nonce)
-        await self._whole(supervisor.stop(signal, timeout, guard))
+        await self._operations.whole(supervisor.stop(signal, timeout, guard))
 
     async def restart(
         self,
@@ -258,7 +239,7 @@ class Machines:
     ) -> None:
         """Stops a machine and starts it again."""
         supervisor, guard = self._guarded(app, machine, nonce)
-        await self._whole(supervisor.restart(force=force, signal=signal, timeout=timeout, guard=guard))
+        await self._operations.whole(supervisor.restart(force=force, signal=signal, timeout=timeout, guard=guard))
 
     async def suspend(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
         """Keeps a machine's memory, and ends its VMM.
@@ -267,7 +248,7 @@ class Machines:
             Unsupported: Its VMM cannot.
         """
         supervisor, guard = self._guarded(app, machine, nonce)
-        await self._whole(supervisor.suspend(guard))
+        await self._operations.whole(supervisor.suspend(guard))
 
     async def destroy(self, app: str | None, machine: str, *, force: bool = False, nonce: str | None = None) -> None:
         """Ends a machine for good, with all that it has.
@@ -276,40 +257,16 @@ class Machines:
             PreconditionFailed: It runs, and ``force`` is off.
         """
         supervisor, guard = self._guarded(app, machine, nonce)
-        await self._whole(supervisor.destroy(force=force, guard=guard))
+        await self._operations.whole(supervisor.destroy(force=force, guard=guard))
 
-    async def signal(self, app: str | None, machine: str, number: int) -> None:
-        """Sends a signal to a machine's command."""
-        await (await self._run(app, machine)).signal(number)
+    async def running(self, app: str | None, machine: str) -> Run:
+        """A machine's run: what is done inside it, and with what it has mounted.
 
-    async def execute(self, app: str | None, machine: str, request: ExecRequest) -> ExecResult:
-        """Executes a command in a machine."""
-        return await (await self._run(app, machine)).execute(request)
-
-    async def processes(self, app: str | None, machine: str) -> Sequence[ProcessStat]:
-        """A machine's processes."""
-        return await (await self._run(app, machine)).processes()
-
-    async def read_files(self, app: str | None, machine: str, path: str, sink: Callable[[bytes], Awaitable[None]]) -> None:
-        """A machine's file or directory as a tar archive; see castoff.lifecycle.launcher.Run."""
-        await (await self._run(app, machine)).read_files(path, sink)
-
-    async def write_files(self, app: str | None, machine: str, path: str, archive: AsyncIterator[bytes]) -> None:
-        """Puts a tar archive's files into a machine; see castoff.lifecycle.launcher.Run."""
-        await (await self._run(app, machine)).write_files(path, archive)
-
-    async def grow_volume(self, machine: str, file: str, size: int) -> None:
-        """Grows a volume that a running machine has mounted; see castoff.lifecycle.launcher.HasVolumes."""
-        await self._with_volumes(await self._run(None, machine)).grow_volume(file, size)
-
-    async def sync_volume(self, machine: str, file: str) -> None:
-        """Has a running machine flush a volume; see castoff.lifecycle.launcher.HasVolumes."""
-        await self._with_volumes(await self._run(None, machine)).sync_volume(file)
-
-    def _with_volumes(self, run: Run) -> HasVolumes:
-        if not isinstance(run, HasVolumes):
-            raise Unsupported("this machine's volumes cannot be looked after while it runs", hint="restart it")
-        return run
+        Raises:
+            NotFound: There is no such machine.
+            PreconditionFailed: It does not run.
+        """
+        return await self._supervisors[self.get(app, machine).id].running()
 
     async def cordon(self, app: str | None, machine: str, *, nonce: str | None = None) -> None:
         """Takes a machine out of what is routed to."""
@@ -326,7 +283,7 @@ class Machines:
             check_lease(now, nonce)
             return {"cordoned": cordoned}
 
-        await self._whole(self._board.change(machine, changed))
+        await self._operations.whole(self._board.change(machine, changed))
 
     async def set_metadata(
         self, app: str | None, machine: str, changes: Mapping[str, str | None], *, version: str | None = None
@@ -345,60 +302,7 @@ class Machines:
             document = {**now.document, "metadata": {key: value for key, value in merged.items() if value}}
             return {"document": document, "config": parse_config(document)}
 
-        await self._whole(self._board.change(machine, changed))
-
-    # --- leases ----------------------------------------------------------------------------------------------------------
-
-    def lease(self, app: str | None, machine: str) -> Lease:
-        """A machine's lease.
-
-        Raises:
-            NotFound: It has none.
-        """
-        lease = self.get(app, machine).lease
-        if lease is None or lease.expires <= milliseconds():
-            raise NotFound(f" lease not found: machine {machine[:80]!r} has none")
-        return lease
-
-    async def acquire_lease(self, app: str | None, machine: str, *, ttl: int, owner: str, description: str = "") -> Lease:
-        """Takes a machine's lease for ``ttl`` seconds.
-
-        Raises:
-            LeaseHeld: Somebody has it.
-        """
-        return await self._lease(app, machine, None, lambda now: new_lease(now, ttl=ttl, owner=owner, description=description))
-
-    async def refresh_lease(self, app: str | None, machine: str, *, nonce: str, ttl: int) -> Lease:
-        """Makes a lease end ``ttl`` seconds from now."""
-        expires = lease_end(ttl)
-        held = self.lease(app, machine)
-        return await self._lease(app, machine, nonce, lambda now: msgspec.structs.replace(now.lease or held, expires=expires))
-
-    async def release_lease(self, app: str | None, machine: str, *, nonce: str) -> None:
-        """Gives a lease back.
-
-        Raises:
-            NotFound: There is none.
-            LeaseHeld: It is not this one.
-        """
-        self.lease(app, machine)
-
-        def changed(now: Machine) -> dict[str, Any]:
-            check_lease(now, nonce)
-            return {"lease": None}
-
-        await self._whole(self._board.change(machine, changed))
-
-    async def _lease(self, app: str | None, machine: str, nonce: str | None, make: Callable[[Machine], Lease]) -> Lease:
-        self.get(app, machine)
-
-        def changed(now: Machine) -> dict[str, Any]:
-            check_lease(now, nonce)
-            return {"lease": make(now)}
-
-        lease = (await self._whole(self._board.change(machine, changed))).lease
-        assert lease is not None
-        return lease
+        await self._operations.whole(self._board.change(machine, changed))
 
     # --- inside ----------------------------------------------------------------------------------------------------------
 
@@ -442,45 +346,3 @@ class Machines:
         found = self.get(app, machine)
         check_lease(found, nonce)
         return self._supervisors[found.id], functools.partial(check_lease, nonce=nonce)
-
-    async def _run(self, app: str | None, machine: str) -> Run:
-        return await self._supervisors[self.get(app, machine).id].running()
-
-    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
-        """Does ``work`` to its end, also where whoever waits for it is cancelled."""
-        task = asyncio.create_task(work)
-        self._operations.add(task)
-        task.add_done_callback(self._operations.discard)
-        return await asyncio.shield(task)
-
-    async def _tick(self) -> None:
-        while True:
-            now = milliseconds()
-            for machine in self._board:
-                try:
-                    await self._look_after(machine, now)
-                except CastoffError as error:
-                    self._means.notice(f"machine {machine.id}: {error}")
-            try:
-                await self._forget(now)
-            except CastoffError as error:
-                self._means.notice(f"machines destroyed long ago are still listed: {error}")
-            await asyncio.sleep(_TICK)
-
-    async def _forget(self, now: int) -> None:
-        """Drops what was destroyed long ago, or before many others."""
-        destroyed = [machine for machine in self._board if machine.state == State.DESTROYED]
-        destroyed.sort(key=lambda machine: machine.updated, reverse=True)
-        kept = sum(now - machine.updated <= _REMEMBERED for machine in destroyed[:_MOST_REMEMBERED])
-        for machine in destroyed[kept:]:
-            await self._board.forget(machine)
-            await self._supervisors.pop(machine.id).close()
-
-    async def _look_after(self, machine: Machine, now: int) -> None:
-        if machine.state == State.DESTROYED:
-            return
-        supervisor = self._supervisors[machine.id]
-        await supervisor.look_after()
-        every = period(machine.config)
-        if every is not None and machine.state == State.STOPPED and now - machine.started >= every * 1000:
-            await supervisor.start()

@@ -14,6 +14,7 @@ from castoff.api.body import CLIENT_TIMEOUT
 from castoff.api.errors import Refusal
 from castoff.api.parts import PARTS
 from castoff.errors import Invalid
+from castoff.lifecycle.launcher import Run
 
 __all__ = ["ROUTES"]
 
@@ -40,16 +41,21 @@ async def read_files(request: web.Request) -> web.StreamResponse:
             await response.prepare(request)
         await response.write(piece)
 
-    await request.app[PARTS].machines.read_files(request.match_info["app"], request.match_info["id"], _path(request), give)
+    path = _path(request)
+    await (await _running(request)).read_files(path, give)
     await response.write_eof()
     return response
 
 
 async def write_files(request: web.Request) -> web.Response:
     """PUT: an archive's files, into the directory at ``path``; or as ``path``, where nothing is there."""
-    machines = request.app[PARTS].machines
-    await machines.write_files(request.match_info["app"], request.match_info["id"], _path(request), _pieces(request))
+    path = _path(request)
+    await (await _running(request)).write_files(path, _pieces(request))
     return ok()
+
+
+async def _running(request: web.Request) -> Run:
+    return await request.app[PARTS].machines.running(request.match_info["app"], request.match_info["id"])
 
 
 async def _pieces(request: web.Request) -> AsyncIterator[bytes]:

@@ -29,7 +29,7 @@ def _names(request: web.Request) -> tuple[str, str]:
 
 async def show_lease(request: web.Request) -> web.Response:
     """GET /lease."""
-    return json_answer(lease_envelope(request.app[PARTS].machines.lease(*_names(request))))
+    return json_answer(lease_envelope(request.app[PARTS].machines.leases.get(*_names(request))))
 
 
 async def take_lease(request: web.Request) -> web.Response:
@@ -40,10 +40,10 @@ async def take_lease(request: web.Request) -> web.Response:
     machines = request.app[PARTS].machines
     nonce = request.headers.get(NONCE)
     if nonce:
-        lease = await machines.refresh_lease(*_names(request), nonce=nonce, ttl=ttl)
+        lease = await machines.leases.refresh(*_names(request), nonce=nonce, ttl=ttl)
     else:
         owner = grant_of(request).name
-        lease = await machines.acquire_lease(*_names(request), ttl=ttl, owner=owner, description=wanted.description or "")
+        lease = await machines.leases.acquire(*_names(request), ttl=ttl, owner=owner, description=wanted.description or "")
     return json_answer(lease_envelope(lease), status=201)
 
 
@@ -52,7 +52,7 @@ async def release_lease(request: web.Request) -> web.Response:
     nonce = request.headers.get(NONCE)
     if not nonce:
         raise Invalid(f"the header {NONCE} is missing", hint="only who holds a lease can give it back")
-    await request.app[PARTS].machines.release_lease(*_names(request), nonce=nonce)
+    await request.app[PARTS].machines.leases.release(*_names(request), nonce=nonce)
     return json_answer({"status": "success", "data": {"ok": True}})
 
 

@@ -199,15 +199,15 @@ async def signal_machine(request: web.Request) -> web.Response:
     number = parse_signal(wanted.signal)
     if number is None:
         raise Invalid("signal: none is named")
-    await _machines(request).signal(*_names(request), number)
+    await (await _machines(request).running(*_names(request))).signal(number)
     return ok()
 
 
 async def execute(request: web.Request) -> web.Response:
     """POST /machines/{id}/exec."""
     wanted = await body.read(request, ExecBody)
-    result = await _machines(request).execute(
-        *_names(request),
+    run = await _machines(request).running(*_names(request))
+    result = await run.execute(
         ExecRequest(
             argv=_argv(wanted),
             stdin=(wanted.stdin or "").encode(errors="surrogatepass"),
@@ -244,7 +244,7 @@ async def processes(request: web.Request) -> web.Response:
     order = request.query.get("order") or "asc"
     if by not in _PS_ORDERS or order not in ("asc", "desc"):
         raise Invalid("query: sort_by or order is none", hint=f"sort by {', '.join(sorted(_PS_ORDERS))}; asc or desc")
-    found = [dataclasses.asdict(process) for process in await _machines(request).processes(*_names(request))]
+    found = [dataclasses.asdict(process) for process in await (await _machines(request).running(*_names(request))).processes()]
     found.sort(key=lambda process: process[by], reverse=order == "desc")
     return json_answer(found)
 
