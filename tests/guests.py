@@ -166,7 +166,7 @@ class Guests:
         self, name: str, *argv: str, drives: tuple[Drive, ...] | None = None, **settings: Any
     ) -> AsyncIterator[Booted]:
         """A guest that runs ``argv``, ended with the block. Settings are GuestSettings' and MachineSpec's."""
-        machine = {key: settings.pop(key) for key in ("cpus", "memory", "network", "ports") if key in settings}
+        machine = {key: settings.pop(key) for key in ("cpus", "memory", "network", "ports", "rates") if key in settings}
         guest = GuestSettings(argv=argv, **({"env": ("PATH=/bin",)} | settings))
         spec = self.spec(name, guest, drives, **machine)
         handle = await self.vmm.start(spec)

@@ -40,6 +40,7 @@ from castoff.store.store import Store
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.initramfs import assemble
 from castoff.vmm.process import user_ids
+from castoff.vmm.rates import granted
 from castoff.vmm.vmm import MachineSpec
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ async def create(
     memory = config.machine.memory if request.memory is None else request.memory
     check_memory(memory)
     check_ports(request.ports)
+    rates = granted(config.vmm.rates, request.rates)
     machine_id = request.id or new_machine_id()
     name = check_name(request.name) if request.name else machine_id
     async with (
@@ -98,6 +100,7 @@ async def create(
             ports=request.ports,
             network=network,
             user=record.user,
+            rates=rates,
         )
         handle = await vmm.start(spec)
         undo.push_async_callback(handle.kill)

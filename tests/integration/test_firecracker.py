@@ -24,6 +24,7 @@ from castoff.vmm.firecracker import FirecrackerVmm, Tap
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.probe import kvm_runs
+from castoff.vmm.rates import Rates
 from castoff.vmm.settings import FirecrackerSettings, VmmSettings
 from castoff.vmm.vmm import MachineSpec, PortForward
 from guests import Guests, make_rootfs
@@ -107,6 +108,7 @@ async def test_every_request_is_what_the_description_allows_and_in_order(program
         assert bodies["/drives/base"]["path_on_host"] == ("/base.drive" if jailed else str(spec.drives[0].path))
         assert [bodies[f"/drives/{name}"]["is_read_only"] for name in ("base", "upper")] == [True, False]
         assert not any(body.get("is_root_device") for body in bodies.values())
+        assert not any("limiter" in name for body in bodies.values() for name in body)
         if jailed:
             owner = Path(f"/proc/{handle.pid}").stat().st_uid
             assert 2_000_000_000 <= owner < 2_000_065_536
@@ -132,6 +134,21 @@ async def test_a_machine_without_a_tap_has_loopback_alone(programs: Path, spec: 
         told = dict(requests(spec.directory / "requests.jsonl"))
         assert not any(path.startswith("/network") for path in told)
         assert "castoff.net" not in told["/boot-source"]["boot_args"]
+    finally:
+        await handle.kill()
+
+
+async def test_rates_are_given_to_every_drive_and_to_the_card(programs: Path, spec: MachineSpec) -> None:
+    """In the description's form; none where nothing is limited."""
+    rates = Rates(disk_bytes=10 << 20, disk_operations=500, network_bytes=1 << 20, burst_seconds=2)
+    tap = {"tap": Tap("tap0", "10.9.8.7/24", "10.9.8.1")}
+    handle = await driver(programs, own_user=False).start(replace(spec, rates=rates, options=tap))
+    try:
+        told = dict(requests(spec.directory / "requests.jsonl"))
+        disk = {"bandwidth": {"size": 20 << 20, "refill_time": 2000}, "ops": {"size": 1000, "refill_time": 2000}}
+        assert told["/drives/base"]["rate_limiter"] == told["/drives/upper"]["rate_limiter"] == disk
+        card, network = told["/network-interfaces/eth0"], {"bandwidth": {"size": 2 << 20, "refill_time": 2000}}
+        assert card["rx_rate_limiter"] == card["tx_rate_limiter"] == network
     finally:
         await handle.kill()
 

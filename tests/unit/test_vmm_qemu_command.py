@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from castoff.errors import Invalid
 from castoff.vmm.process import Owner, owner_for, user_ids
-from castoff.vmm.qemu_command import OpenDrive, qemu_command
+from castoff.vmm.qemu_command import OpenDrive, qemu_command, shape
+from castoff.vmm.rates import Rates
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.vmm import MachineSpec, PortForward
 
@@ -91,3 +93,27 @@ def test_each_machine_has_a_user_of_its_own() -> None:
     few = VmmSettings(first_uid=5, uid_count=3)
     assert sorted(user_ids("m", few)) == [5, 6, 7] and owner_for("m", few) == Owner(*[next(user_ids("m", few))] * 2)
     assert owner_for("m", VmmSettings(own_user=False)) is None
+
+
+def test_all_drives_share_one_limit_of_their_rate() -> None:
+    """One group, the drives' nodes in it; without a limit no filter; what follows a suspension has the same shape."""
+    assert "-object" not in command() and not any("throttle" in word for word in command())
+    rates = Rates(disk_bytes=1_000_000, disk_operations=100, burst_seconds=2.5)
+    words = command(rates=rates)
+    assert json.loads(value(words, "-object")) == {
+        "qom-type": "throttle-group",
+        "id": "rates",
+        "limits": {"bps-total": 1_000_000, "bps-total-max": 2_500_000, "iops-total": 100, "iops-total-max": 250},
+    }
+    nodes = [
+        dict(part.split("=", 1) for part in words[at + 1].split(",")) for at, word in enumerate(words) if word == "-blockdev"
+    ]
+    filters = {node["node-name"]: node for node in nodes if node["driver"] == "throttle"}
+    assert {name: (node["file"], node["throttle-group"]) for name, node in filters.items()} == {
+        "drive0": ("file0", "rates"),
+        "drive1": ("file1", "rates"),
+    }
+    assert [node["read-only"] for node in filters.values()] == ["on", "off"]
+    assert all(node["discard"] == "unmap" for node in nodes)  # a filter without it swallows discards
+    assert "virtio-blk-device,drive=drive0,serial=base" in words
+    assert shape(words, kvm=False) == shape(command(rates=rates), kvm=False) != shape(command(), kvm=False)

@@ -15,6 +15,7 @@ from msgspec import Meta
 from castoff.disk.clone import CloneKind
 from castoff.errors import Invalid
 from castoff.rootfs.settings import Lazy
+from castoff.vmm.rates import AskedRates
 
 __all__ = [
     "Check",
@@ -196,6 +197,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True):
     checks: dict[str, Check] | None = None
     processes: tuple[Process, ...] | None = None
     size: str | None = None
+    rates: AskedRates | None = None
+    """How fast it may be: castoff's own."""
 
 
 def parse_config(document: Any) -> MachineConfig:

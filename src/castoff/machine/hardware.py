@@ -23,6 +23,7 @@ def hardware(spec: MachineSpec) -> Hardware:
         ),
         ports=spec.ports,
         network=spec.network,
+        rates=spec.rates,
     )
 
 
@@ -45,5 +46,6 @@ def specification(kept: Hardware, machine: MachineId, user: int | None, director
         drives=tuple(Drive(Role(drive.role), Path(drive.path), drive.read_only, drive.direct) for drive in kept.drives),
         ports=kept.ports,
         network=kept.network,
+        rates=kept.rates,
         user=user,
     )

@@ -17,6 +17,7 @@ from castoff.image.image import Platform
 from castoff.machine.identity import Owner
 from castoff.rootfs.settings import Lazy
 from castoff.vmm.guest import GuestFile
+from castoff.vmm.rates import AskedRates, Rates
 from castoff.vmm.vmm import PortForward, Snapshot
 
 __all__ = [
@@ -130,6 +131,7 @@ class MachineRequest:
         linger: Seconds that an ended machine waits for its exit code to be taken.
         volumes: Filesystems that outlive the machine, mounted in its tree.
         beside: Processes that run with its command, as part of it (castoff.vmm.guest).
+        rates: How fast it may be, within what the operator allows.
         existing: A root filesystem that an earlier run of the machine left, which becomes this one's under a second name.
     """
 
@@ -163,6 +165,7 @@ class MachineRequest:
     linger: float | None = None
     volumes: tuple[VolumeDrive, ...] = ()
     beside: tuple[ProcessRequest, ...] = ()
+    rates: AskedRates | None = None
     existing: Path | None = None
 
 
@@ -196,6 +199,7 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     drives: tuple[HardwareDrive, ...]
     ports: tuple[PortForward, ...] = ()
     network: bool = True
+    rates: Rates = Rates()
 
 
 class Suspension(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -19,6 +19,7 @@ from castoff.vmm.cgroups import Group
 from castoff.vmm.firecracker_jail import Jail
 from castoff.vmm.limits import entrance, group_of, leave, state_of
 from castoff.vmm.process import MonitorProcess, last_lines, owner_for, spawn
+from castoff.vmm.rates import Rates, token_bucket
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.vmm import MachineSpec
 
@@ -204,14 +205,28 @@ def configuration(spec: MachineSpec, jail: Jail, *, extra: tuple[str, ...] = ())
             "is_root_device": False,  # the initramfs mounts the root; Firecracker would add a root= of its own
             "is_read_only": drive.read_only,
             "cache_type": "Unsafe" if drive.read_only else "Writeback",
-        }
+        } | _disk_limiter(spec.rates)
         requests.append((f"/drives/{drive.role.value}", body))
     if tap is not None:
         card = {"iface_id": "eth0", "host_dev_name": tap.device} | ({"guest_mac": tap.mac} if tap.mac else {})
-        requests.append(("/network-interfaces/eth0", card))
+        requests.append(("/network-interfaces/eth0", card | _network_limiters(spec.rates)))
     requests.append(("/vsock", {"guest_cid": _GUEST_CID, "uds_path": jail.socket("vsock.sock")}))
     requests.append(("/actions", {"action_type": "InstanceStart"}))
     return requests
+
+
+def _disk_limiter(rates: Rates) -> dict[str, Any]:
+    """The limiter of each drive: Firecracker has none for several."""
+    buckets = {"bandwidth": rates.disk_bytes, "ops": rates.disk_operations}
+    limiter = {name: token_bucket(rate, rates.burst_seconds) for name, rate in buckets.items() if rate}
+    return {"rate_limiter": limiter} if limiter else {}
+
+
+def _network_limiters(rates: Rates) -> dict[str, Any]:
+    if not rates.network_bytes:
+        return {}
+    limiter = {"bandwidth": token_bucket(rates.network_bytes, rates.burst_seconds)}
+    return {"rx_rate_limiter": limiter, "tx_rate_limiter": limiter}
 
 
 def _boot_args(spec: MachineSpec, tap: Tap | None, extra: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from castoff.errors import Invalid
+from castoff.vmm.rates import Rates, qemu_limits
 from castoff.vmm.vmm import MachineSpec, PortForward
 
 __all__ = ["GUEST_NETWORK", "WAITING", "OpenDrive", "probe_command", "qemu_command", "shape"]
@@ -28,6 +30,7 @@ _EMULATED_CPU: Final = "max,la57=off,erms=off,fsrm=off"
 that kernel and libc copy with them, and are emulated byte by byte."""
 WAITING: Final = ("-incoming", "defer", "-S")
 """Added for a guest that was written down: QEMU waits until it is told where from, and stops it there."""
+_RATES: Final = "rates"
 _DESCRIPTORS: Final = re.compile(r"(?<=fd=)\d+|(?<=/proc/self/fd/)\d+")
 _KERNEL_ARGS: Final = ("console=ttyS0", "reboot=t", "panic=-1", "quiet", "cryptomgr.notests")
 
@@ -72,7 +75,7 @@ def qemu_command(
         *("-initrd", f"/proc/self/fd/{descriptors['initramfs']}"),
         *("-append", " ".join(_kernel_args(spec, kvm, extra))),
         *_sockets_and_console(descriptors),
-        *(word for number, drive in enumerate(drives) for word in _drive(number, drive)),
+        *_drives(drives, spec.rates),
         *(_network(spec.ports) if spec.network else ()),
     ]
 
@@ -141,22 +144,31 @@ def _sockets_and_console(descriptors: Mapping[str, int]) -> list[str]:
     return words
 
 
-def _drive(number: int, drive: OpenDrive) -> list[str]:
+def _drives(drives: Sequence[OpenDrive], rates: Rates) -> list[str]:
+    """All drives; where their rate is limited, one limit holds for all of them together."""
+    limits = qemu_limits(rates)
+    group = {"qom-type": "throttle-group", "id": _RATES, "limits": limits}
+    words = ["-object", json.dumps(group)] if limits else []
+    return words + [word for number, drive in enumerate(drives) for word in _drive(number, drive, limited=bool(limits))]
+
+
+def _drive(number: int, drive: OpenDrive, *, limited: bool) -> list[str]:
     node = f"drive{number}"
+    common = [f"read-only={_on(drive.read_only)}", "discard=unmap", f"cache.direct={_on(drive.direct)}"]
     options = [
         "driver=raw",
-        f"node-name={node}",
-        f"read-only={_on(drive.read_only)}",
-        "discard=unmap",
-        f"cache.direct={_on(drive.direct)}",
+        f"node-name={'file' if limited else 'drive'}{number}",
+        *common,
         "file.driver=file",
         f"file.filename=/dev/fdset/{number}",
         "file.aio=threads",
         f"file.cache.direct={_on(drive.direct)}",
     ]
+    limiter = ["driver=throttle", f"node-name={node}", f"file=file{number}", f"throttle-group={_RATES}", *common]
     return [
         *("-add-fd", f"fd={drive.descriptor},set={number},opaque={drive.role}"),
         *("-blockdev", ",".join(options)),
+        *(("-blockdev", ",".join(limiter)) if limited else ()),
         *("-device", f"virtio-blk-device,drive={node},serial={drive.role}"),
     ]
 

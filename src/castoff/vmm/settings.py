@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from castoff.vmm.rates import RateSettings
+
 __all__ = ["FirecrackerSettings", "KernelSettings", "LimitSettings", "QemuSettings", "VmmSettings"]
 
 
@@ -86,6 +88,8 @@ class VmmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """How long a kernel may take to boot under KVM before KVM counts as unusable."""
     limits: LimitSettings = LimitSettings()
     """What the host lets a monitor take."""
+    rates: RateSettings = RateSettings()
+    """How fast a machine may be."""
     own_user: bool = True
     """Run each monitor as a user of its own where castoff runs as root."""
     first_uid: Annotated[int, Meta(ge=1, lt=2**32 - 2)] = 2_000_000_000

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from castoff.disk.clone import Drive, inherited
 from castoff.vmm.cgroups import Group
+from castoff.vmm.rates import Rates
 
 __all__ = [
     "GrowingDrives",
@@ -57,6 +58,7 @@ class MachineSpec:
         ports: Published ports.
         network: Whether the guest has a network card.
         user: The user and group id that the VMM runs as where castoff is root, no other machine's; None: one chosen by the id.
+        rates: How fast it may be; a network that the VMM does not limit itself is limited by whoever made its card.
     """
 
     id: str
@@ -70,6 +72,7 @@ class MachineSpec:
     ports: tuple[PortForward, ...] = ()
     network: bool = True
     user: int | None = None
+    rates: Rates = field(default_factory=Rates)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

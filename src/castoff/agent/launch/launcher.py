@@ -30,6 +30,7 @@ from castoff.store.builds import uninterrupted
 from castoff.store.durable import fsync_path, replace_file
 from castoff.vmm.channel import GuestChannel
 from castoff.vmm.limits import group_of, leave, why_killed
+from castoff.vmm.rates import granted
 from castoff.vmm.vmm import VmmHandle
 
 __all__ = ["HostLauncher"]
@@ -60,6 +61,7 @@ class HostLauncher:
     def check(self, config: MachineConfig) -> None:
         """See the port."""
         check_config(config, self._allowed)
+        granted(self._host.config.vmm.rates, config.rates)
 
     async def resolve(self, image: str) -> str:
         """See the port."""

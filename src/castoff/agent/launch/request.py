@@ -86,6 +86,7 @@ def machine_request(
         files=launch.files,
         linger=LINGER,
         volumes=tuple(VolumeDrive(Path(file), path) for file, path in zip(launch.volumes, mount_paths(config), strict=True)),
+        rates=config.rates,
         existing=existing,
     )
 
