@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from castoff.ext4.geometry import Contents, geometry, minimum_blocks
 from castoff.ext4.lexical import path_key, path_keys
 from castoff.ext4.namehash import HASH_SEED, hash_names
 from castoff.ext4.strings import Strings
+from castoff.ext4.tablefile import save
 from castoff.ext4.tables import compile_tables, load_tables, save_tables
 from castoff.layers.toc import BLOCK, CHUNK, Kind
 from ext4_toc import Row, build_toc
@@ -53,6 +55,28 @@ def test_tables_come_back_as_they_were(tmp_path: Path) -> None:
         found = load_tables(tmp_path / "tables")
         assert found is not None
         assert same(tables, found)
+
+
+@pytest.mark.parametrize("short_items", [0, 1 << 18])
+def test_large_tables_come_back_as_they_were(tmp_path: Path, short_items: int) -> None:
+    """However columns are kept: of one value, ascending, shrinking or not; the keys that are not kept, too."""
+    shapes = random.Random(3)
+    rows = [Row(b"d", Kind.DIRECTORY), Row(b"d/gone", Kind.WHITEOUT)]
+    for number in range(3000):
+        path = b"d/%03d/%08d" % (number // 40, number)
+        if number % 40 == 0:
+            rows.append(Row(path.rpartition(b"/")[0], Kind.DIRECTORY))
+        rows.append(
+            Row(path, contents=b"x" * shapes.randrange(2000), mtime=1_700_000_000 - number * shapes.randrange(3), gid=number % 3)
+        )
+    rows += [Row(b"a", Kind.SYMLINK, target=b"d"), Row(b"h", Kind.HARDLINK, target=b"d/000/00000000")]
+    tables = compile_tables(build_toc(rows)[0])
+    save(tables, tmp_path / "tables", short_items=short_items)
+    found = load_tables(tmp_path / "tables")
+    assert found is not None
+    assert same(tables, found)
+    each = (tmp_path / "tables").stat().st_size / len(tables)
+    assert each < 40 if short_items else each > 100
 
 
 def test_missing_broken_and_other_tables_are_none(tmp_path: Path) -> None:

@@ -17,13 +17,15 @@ from castoff.errors import Invalid
 from castoff.layers.names import show
 from castoff.layers.toc import Toc
 
-__all__ = ["MAX_DIRECTORIES", "ROOT_KEY", "DirectoryTree", "directory_tree", "path_key", "path_keys", "tree_keys"]
+__all__ = ["MAX_DIRECTORIES", "ROOT_KEY", "DirectoryTree", "directory_tree", "item_keys", "path_key", "path_keys", "tree_keys"]
 
 MAX_DIRECTORIES = 1 << 20
 """Directories that the paths of one layer may name, with those that have no entry of their own."""
 
 ROOT_KEY = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_WINDOW = 1 << 13
+"""Keys made at once: what a step leaves is in the cache for the next."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +100,23 @@ def path_keys(parents: NDArray[np.uint64], major: NDArray[np.uint32], minor: NDA
     key ^= key >> np.uint64(27)
     key *= np.uint64(0x94D049BB133111EB)
     key ^= key >> np.uint64(31)
+    return key
+
+
+def item_keys(
+    directories: NDArray[np.uint64],
+    directory: NDArray[np.uint32],
+    major: NDArray[np.uint32],
+    minor: NDArray[np.uint32],
+    lengths: NDArray[np.uint16],
+) -> NDArray[np.uint64]:
+    """The keys of items: what has no name is the directory that it is in."""
+    key = np.empty(len(directory), dtype=np.uint64)
+    for first in range(0, len(key), _WINDOW):
+        here = slice(first, first + _WINDOW)
+        key[here] = path_keys(directories[directory[here]], major[here], minor[here])
+    nameless = np.flatnonzero(lengths == 0)
+    key[nameless] = directories[directory[nameless]]
     return key
 
 

@@ -1,9 +1,12 @@
 """A layer's tables in a file: a cache that loads without work per row. docs/formats.md describes it.
 
 "castofft", version, length of the header: 8 bytes, u32, u32
-header: JSON, {"rows", "segment_blocks", "irregular", "columns": [[name, type, [shape]], ...]}
+header: JSON, {"rows", "segment_blocks", "irregular", "columns": [[name, type, [shape], how it is kept, bytes], ...]}
 columns, each from a multiple of 64 bytes on
 CRC-32C of all before it: u32
+
+Of a layer of up to 262,144 items columns are kept short, and the keys of items and records not at all: they follow from those of
+the directories and the names' hashes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,40 +28,58 @@ from castoff.errors import Unavailable
 from castoff.ext4.attributes import AttributeSets
 from castoff.ext4.extents import ExtentList
 from castoff.ext4.inodes import InodeColumns
+from castoff.ext4.lexical import item_keys
 from castoff.ext4.strings import Strings
+from castoff.ext4.tablecolumn import decode, encode
 
 if TYPE_CHECKING:
     from castoff.ext4.tables import LayerTables
 
 __all__ = ["VERSION", "load", "save"]
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of castoff.ext4 that changes a layer's tables."""
 
 _MAGIC = b"castofft"
 _HEAD = struct.Struct("<8sII")
 _ALIGNMENT = 64
+_DERIVED = ("key", "record_key")
+_SHORT_ITEMS = 1 << 18
+"""Items up to which columns are kept short. What was decompressed is the process's own memory, and what is mapped can be let go:
+of larger layers memory is scarcer than their disk, of which their inodes take twice what their tables take."""
 
 
-def _columns(value: Any, prefix: str = "") -> list[tuple[str, NDArray[Any]]]:
+def _columns(value: Any, prefix: str = "", *, without: Collection[str] = ()) -> list[tuple[str, NDArray[Any]]]:
     found = []
     for field in fields(value):
         member = getattr(value, field.name)
-        if isinstance(member, np.ndarray):
+        if isinstance(member, np.ndarray) and field.name not in without:
             found.append((prefix + field.name, member))
         elif is_dataclass(member):
             found += _columns(member, f"{prefix}{field.name}.")
     return found
 
 
-def save(tables: LayerTables, path: Path) -> None:
+def save(tables: LayerTables, path: Path, *, short_items: int = _SHORT_ITEMS) -> None:
     """Writes a new file, by another name first; it need not survive a crash, so it is not synced.
+
+    Args:
+        tables: The tables.
+        path: Where they go.
+        short_items: Up to how many items columns are kept short.
 
     Raises:
         Unavailable: It cannot be written.
     """
-    columns = _columns(tables)
-    described = [[name, column.dtype.str, list(column.shape)] for name, column in columns]
+    short = len(tables) <= short_items
+    columns = _columns(tables, without=_DERIVED if short else ())
+    if short:
+        columns.append(("directory_key", tables.key[tables.rows :]))
+    kept = [encode(name, column, short=short) for name, column in columns]
+    described = [
+        [name, column.dtype.str, list(column.shape), how, len(data)]
+        for (name, column), (how, data) in zip(columns, kept, strict=True)
+    ]
     about = {
         "rows": tables.rows,
         "segment_blocks": tables.segment_blocks,
@@ -67,10 +89,9 @@ def save(tables: LayerTables, path: Path) -> None:
     header = json.dumps(about).encode()
     parts: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, VERSION, len(header)), header]
     size = _HEAD.size + len(header)
-    for _, column in columns:
-        parts.append(bytes(-size % _ALIGNMENT))
-        parts.append(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
-        size += -size % _ALIGNMENT + column.nbytes
+    for _, data in kept:
+        parts += [bytes(-size % _ALIGNMENT), data]
+        size += -size % _ALIGNMENT + len(data)
     crc = 0
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -107,11 +128,10 @@ def load(path: Path) -> LayerTables | None:
     about = json.loads(bytes(view[_HEAD.size : _HEAD.size + length]))
     at = _HEAD.size + length
     columns: dict[str, NDArray[Any]] = {}
-    for name, kind, shape in about["columns"]:
+    for name, kind, shape, how, count in about["columns"]:
         at += -at % _ALIGNMENT
-        column = np.ndarray(shape, dtype=kind, buffer=view, offset=at)
-        columns[name] = column
-        at += column.nbytes
+        columns[name] = decode(how, kind, shape, view[at : at + count])
+        at += count
     tables = _tables(about, columns, data)
     tables.forget()  # what the checksum has read
     return tables
@@ -131,11 +151,16 @@ def _tables(about: dict[str, Any], columns: dict[str, NDArray[Any]], mapping: mm
         extents=part(ExtentList, "inodes.extents."),
         attributes=part(AttributeSets, "inodes.attributes."),
     )
+    names = part(Strings, "names.")
+    directory_key = columns.pop("directory_key", None)
+    if directory_key is not None:
+        columns["key"] = item_keys(directory_key, columns["directory"], columns["major"], columns["minor"], names.length)
+        columns["record_key"] = columns["key"][columns["record_item"]]
     return LayerTables(
         rows=about["rows"],
         segment_blocks=about["segment_blocks"],
         irregular=about["irregular"],
-        names=part(Strings, "names."),
+        names=names,
         link_path=part(Strings, "link_path."),
         mapping=mapping,
         inodes=inodes,

@@ -19,7 +19,7 @@ from castoff.ext4.attributes import AttributeSets, attribute_sets
 from castoff.ext4.extents import extents_of
 from castoff.ext4.hardlinks import resolve_links
 from castoff.ext4.inodes import InodeColumns, base_crcs
-from castoff.ext4.lexical import directory_tree, path_keys, tree_keys
+from castoff.ext4.lexical import directory_tree, item_keys, tree_keys
 from castoff.ext4.namehash import hash_names
 from castoff.ext4.records import Items, fold
 from castoff.ext4.strings import Strings
@@ -115,9 +115,7 @@ def compile_tables(toc: Toc) -> LayerTables:
         del toc  # what follows takes most: of a million entries, 120 MB less
         major, minor = hash_names(names)
         node_keys = tree_keys(tree, major[rows:], minor[rows:])
-        key = path_keys(node_keys[directory], major, minor)
-        nameless = np.flatnonzero(names.length == 0)
-        key[nameless] = node_keys[directory[nameless]]
+        key = item_keys(node_keys, directory, major, minor, names.length)
         items = Items(rows, names, directory, kind, key)
         records = fold(items, tree)
         links = resolve_links(link_pool, link_offsets, items, tree, records, node_keys)
