@@ -191,6 +191,9 @@ void task_fail(int code, const char *format, ...) __attribute__((noreturn, forma
 void files_send(const char *path, const char *unused);
 void files_take(const char *path, const char *unused);
 
+/* statistics.c */
+void statistics_send(char **paths);
+
 /* volumes.c */
 void volume_grow(const char *path, const char *wanted);
 void volume_sync(const char *path, const char *unused);

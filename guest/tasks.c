@@ -39,6 +39,10 @@ void task_perform(char **argv) {
     /* Nothing is executed, so nothing closed init's descriptors: the writing end of this very input is among them. */
     if (syscall(SYS_close_range, 3u, ~0u, 0u) < 0)
         for (int fd = 3; fd < 1024; fd++) close(fd);
+    if (!strcmp(argv[0], "statistics")) {
+        statistics_send(argv + 1);
+        _exit(0);
+    }
     for (size_t i = 0; i < sizeof tasks / sizeof *tasks; i++)
         if (!strcmp(argv[0], tasks[i].name) && argv[1]) {
             tasks[i].perform(argv[1], argv[2] ? argv[2] : "");

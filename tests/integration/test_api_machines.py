@@ -187,6 +187,9 @@ async def test_exec_ps_and_signal(api: Api) -> None:
         await api.ask("POST", f"{url}/exec", body, status=400)
     assert isinstance(await api.ask("GET", f"{url}/ps?sort_by=rss&order=desc"), list)
     await api.ask("GET", f"{url}/ps?sort_by=nonsense", status=400)
+    taken = await api.ask("GET", f"{url}/statistics", token="reader")
+    assert taken == {"host": None, "memory_limit": -1, "guest": None, "why": "it has no guest"}
+    await api.ask("GET", f"{url}/statistics", token="other", status=403)
     assert await api.ask("POST", f"{url}/signal", {"signal": 10}) == {"ok": True}
     assert await api.ask("POST", f"{url}/signal", {"signal": "SIGUSR1"}) == {"ok": True}
     await api.ask("POST", f"{url}/signal", {"signal": "SIGNOT"}, status=400)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents import agent
+from guests import MIB
 from machines import Castoff, castoff_state
 
 SCRIPT = "echo hello $WHO $TOKEN; echo oops >&2; trap 'exit 0' INT; while :; do sleep 0.1; done"
@@ -72,7 +73,14 @@ def test_a_machine_from_run_to_destroy(state: Castoff, tmp_path: Path) -> None:
         logs = state("machine", "logs", "web")
         assert (logs.stdout, logs.stderr) == (b"hello world s3cret\n", b"oops\n")
         copies(state, tmp_path)
-        assert " sh " in said(state, "machine", "top", "web")
+        shown = said(state, "machine", "top", "web")
+        assert " sh " in shown and "load" in shown and "B used, " in shown
+        taken = json.loads(said(state, "machine", "top", "web", "--json"))["statistics"]
+        guest, (root,) = taken["guest"], taken["guest"]["filesystems"]
+        assert 100 * MIB < guest["memory_available"] < guest["memory"] < 192 * MIB and guest["up_seconds"] > 0.5
+        assert guest["system_seconds"] > 0 and guest["sent"] > 0
+        assert root["path"] == "/" and 0 < root["used"] < root["size"] and root["available"] > 0
+        assert taken["host"] is None or 32 * MIB < taken["host"]["memory"] <= taken["memory_limit"]
         assert said(state, "machine", "stop", "web").strip() == id
         assert "exit code 0" in said(state, "machine", "events", "web")
         assert said(state, "machine", "wait", "web", "--until", "stopped").strip() == "stopped"

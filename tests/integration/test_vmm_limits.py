@@ -29,7 +29,7 @@ from castoff.lifecycle.launcher import Launch
 from castoff.machine.model import new_machine_id
 from castoff.vmm.cgroups import Group, Limits, Tree, find_tree
 from castoff.vmm.kernel import find_kernel
-from castoff.vmm.limits import Entrance, end_groups, entrance, group_of, machine_limits, open_tree, why_killed
+from castoff.vmm.limits import Entrance, all_usage, end_groups, entrance, group_of, machine_limits, open_tree, why_killed
 from castoff.vmm.process import MonitorProcess, spawn
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import LimitSettings, QemuSettings, VmmSettings
@@ -111,6 +111,8 @@ async def test_a_vmm_is_in_its_group_and_has_no_way_out(kernels: Path, machines:
             usage = group.usage()
             assert 32 * MIB < usage.memory <= usage.memory_peak < expected.memory
             assert usage.cpu_seconds > 0.1 and usage.pids >= 4 and usage.memory_kills == 0
+            whole = all_usage(SETTINGS.limits, machines)
+            assert whole is not None and whole.cpu_seconds >= usage.cpu_seconds and whole.pids >= usage.pids
     assert group is None or not group.exists()
     assert tree is None or tree.groups() == []
 
@@ -129,7 +131,7 @@ async def test_processors_are_limited(machines: Path, tree: Tree | None) -> None
         return int(counts["nr_throttled"]) > 0
 
     await asyncio.to_thread(eventually, "it is held back", held_back)
-    assert group.usage().cpu_seconds > 0
+    assert group.usage().cpu_seconds > 0 and group.usage().throttled_seconds > 0
     group.remove()
     assert await process.wait() == -signal.SIGKILL
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from castoff.api.metrics import NAMES, Metrics, StoreGauge
 from castoff.api.stream import MachineStream
 from castoff.errors import Code, NoSpace
 from castoff.timeline import step
+from castoff.vmm.cgroups import Usage
+
+USAGE = Usage(cpu_seconds=12.5, memory=1 << 20, memory_peak=2 << 20, pids=30, memory_kills=0, throttled_seconds=0)
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -90,6 +94,8 @@ def test_docs_and_dashboard_name_what_there_is() -> None:
     metrics = Metrics()
     fleet = Nothing()
     metrics.watch(fleet, MachineStream(fleet))
+    metrics.watch_usage(lambda: USAGE)
+    asyncio.run(metrics.look())
     StoreGauge(metrics, lambda: asyncio.sleep(0, None), lambda: 0, HydrationCount)  # type: ignore[arg-type]
     families = {family.name: family.type for family in text_string_to_metric_families(metrics.render().decode())}
     names = {f"{name}_total" if kind == "counter" else name for name, kind in families.items()}
@@ -104,3 +110,18 @@ def test_docs_and_dashboard_name_what_there_is() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
     labels = set(re.findall(r"(\w+)!?=~?\"", " ".join(target["expr"] for panel in panels for target in panel["targets"])))
     assert labels <= {"instance", "state", "step", "outcome", "route"}
+
+
+async def test_what_machines_take_is_of_all_together_and_looked_at_in_a_thread() -> None:
+    """What this kernel does not count is not there, rather than -1; without groups there is nothing."""
+    metrics = Metrics()
+    await metrics.look()
+    usages = iter([USAGE, replace(USAGE, pids=-1), None])
+    metrics.watch_usage(lambda: next(usages))
+    await metrics.look()
+    assert value(metrics, "castoff_machines_cpu_seconds_total") == 12.5
+    assert (value(metrics, "castoff_machines_memory_bytes"), value(metrics, "castoff_machines_tasks")) == (1 << 20, 30)
+    await metrics.look()
+    assert not any(name == "castoff_machines_tasks" for name, _ in samples(metrics))
+    await metrics.look()
+    assert not any(name.startswith("castoff_machines_") for name, _ in samples(metrics))

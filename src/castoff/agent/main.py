@@ -36,6 +36,7 @@ from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.releases import Releases
 from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.volumes import Volumes
+from castoff.vmm.limits import all_usage
 
 __all__ = ["Agent", "database_path", "running"]
 
@@ -119,6 +120,7 @@ async def running(
 
         stream = await enter(MachineStream.open(machines))
         metrics.watch(machines, stream)
+        metrics.watch_usage(partial(all_usage, config.vmm.limits, host.store.machines))
         gauges = StoreGauge(metrics, host.usage, host.store.free, partial(count_hydration, host.store.machines))
         page = Page(
             machines=machines,

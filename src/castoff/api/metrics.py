@@ -26,6 +26,7 @@ from castoff.lifecycle.checks import STATUSES, check_statuses
 from castoff.lifecycle.states import State
 from castoff.store.usage import Usage
 from castoff.timeline import Step
+from castoff.vmm.cgroups import Usage as MachinesUsage
 
 __all__ = ["CONTENT_TYPE", "Metrics", "StoreGauge"]
 
@@ -93,6 +94,8 @@ class Metrics:
             registry=registry,
         )
         self._names: set[str] = set()
+        self._usage: Callable[[], MachinesUsage | None] = lambda: None
+        self._taken: MachinesUsage | None = None
         # Looking a label's values up costs as much as several observations.
         self._seen_steps: dict[tuple[str, str], Histogram] = {}
         self._seen_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -162,6 +165,19 @@ class Metrics:
         """Machines and browsers are counted at every scrape from now on."""
         self.registry.register(_Machines(machines, stream))
 
+    def watch_usage(self, usage: Callable[[], MachinesUsage | None]) -> None:
+        """What all machines take together is looked at by every :meth:`look` from now on.
+
+        Args:
+            usage: Looks; blocks. None: this host does not count it.
+        """
+        self._usage = usage
+        self.registry.register(_Usage(lambda: self._taken))
+
+    async def look(self) -> None:
+        """Looks at what has to be read from files."""
+        self._taken = await asyncio.to_thread(self._usage)
+
     def render(self) -> bytes:
         """All of it, in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
@@ -197,6 +213,29 @@ class _Machines(Collector):
         yield CounterMetricFamily(
             "castoff_page_browsers_dropped", "Browsers that did not keep up and had to come back.", value=self._stream.dropped
         )
+
+
+class _Usage(Collector):
+    """Of all machines together: a label a machine would have no bound."""
+
+    def __init__(self, usage: Callable[[], MachinesUsage | None]) -> None:
+        self._usage = usage
+
+    def collect(self) -> Iterable[Metric]:
+        usage = self._usage()
+        if usage is None:
+            return
+        yield CounterMetricFamily(
+            "castoff_machines_cpu_seconds",
+            "Processor time of the machines' VMMs since the first of them; begins again after the last.",
+            value=usage.cpu_seconds,
+        )
+        for name, help, value in (
+            ("memory_bytes", "Memory of the machines' VMMs, with their page cache.", usage.memory),
+            ("tasks", "Processes and threads of the machines' VMMs.", usage.pids),
+        ):
+            if value >= 0:
+                yield GaugeMetricFamily(f"castoff_machines_{name}", help, value=value)
 
 
 class StoreGauge:

@@ -236,6 +236,7 @@ async def _metrics(page: Page, request: web.Request) -> web.StreamResponse:
     require(request, None)
     if page.gauges is not None:
         await page.gauges.refresh()
+    await page.metrics.look()
     return web.Response(
         body=page.metrics.render(), headers=_HEADERS | {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
     )

@@ -16,6 +16,7 @@ from castoff.cli.machine_copy import copy
 from castoff.cli.names import machine_names
 from castoff.cli.remote import AppOption, find_machine, on_agent
 from castoff.cli.settle import particulars
+from castoff.cli.statistics import statistics_rows
 from castoff.cli.text import columns
 
 if TYPE_CHECKING:
@@ -130,20 +131,24 @@ def wait(shared: Globals, app: str, name: str, until: str, timeout: int) -> None
 @_name
 @click.pass_obj
 def top(shared: Globals, app: str, name: str) -> None:
-    """Show a machine's processes."""
+    """Show what a machine takes, as this host counts it and as its own kernel does, and its processes."""
 
-    async def work(client: ApiClient) -> list[dict[str, Any]]:
+    async def work(client: ApiClient) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         machine = await find_machine(client, app, name)
-        path = f"/v1/apps/{machine['app']}/machines/{machine['id']}/ps"
-        found: list[dict[str, Any]] = await client.ask("GET", path)
-        return found
+        path = f"/v1/apps/{machine['app']}/machines/{machine['id']}"
+        return await client.ask("GET", f"{path}/statistics"), await client.ask("GET", f"{path}/ps")
 
-    found = on_agent(shared, work)
+    taken, found = on_agent(shared, work)
     rows = [
         (str(one["pid"]), f"{one['rss'] // 1024}", str(one["cpu"]), printable(one["command"]), printable(one["directory"]))
         for one in found
     ]
-    shared.answer(found, lambda: columns(rows, heads=("PID", "KIB", "TICKS", "COMMAND", "DIRECTORY"), right=(0, 1, 2)))
+
+    def text() -> str:
+        processes = columns(rows, heads=("PID", "KIB", "TICKS", "COMMAND", "DIRECTORY"), right=(0, 1, 2))
+        return f"{columns(statistics_rows(taken))}\n\n{processes}"
+
+    shared.answer({"statistics": taken, "processes": found}, text)
     if not found:
         sys.exit(Exit.NO)
 

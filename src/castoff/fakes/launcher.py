@@ -11,6 +11,7 @@ from typing import TypeVar
 from castoff.errors import Conflict, NotFound, Unavailable, Unsupported
 from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, Launch, Probe, ProcessStat, Run, RunExit
+from castoff.lifecycle.statistics import Statistics
 from castoff.machine.model import MachineId
 
 __all__ = ["FakeLauncher", "FakeRun", "World"]
@@ -129,6 +130,10 @@ class FakeRun:
     async def processes(self) -> list[ProcessStat]:
         """See the port."""
         return [ProcessStat(pid=1, stime=0, rtime=0, cpu=0, rss=4096, command="init", directory="/")]
+
+    async def statistics(self) -> Statistics:
+        """See castoff.lifecycle.statistics.Measured. A machine in no group, whose guest says nothing."""
+        return Statistics(host=None, why="it has no guest")
 
     async def probe(self, probe: Probe) -> str:
         """See castoff.lifecycle.launcher.Reachable."""

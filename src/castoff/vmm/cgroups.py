@@ -60,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a group has taken; -1: this kernel does not tell (0 of processor time).
+    """What a group has taken; -1: this kernel does not tell (0 of times).
 
     Attributes:
         cpu_seconds: Of processor time, since it was made.
@@ -68,6 +68,7 @@ class Usage:
         memory_peak: The most there were.
         pids: Processes and threads now.
         memory_kills: How many of its processes were killed for want of memory.
+        throttled_seconds: How long it was held back though it had something to do, since it was made; of a group's own limit.
     """
 
     cpu_seconds: float
@@ -75,6 +76,7 @@ class Usage:
     memory_peak: int
     pids: int
     memory_kills: int
+    throttled_seconds: float
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,6 +122,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 memory_peak=self._number("memory", "memory.peak"),
                 pids=self._number("pids", "pids.current"),
                 memory_kills=self._counted("memory", "memory.events", "oom_kill"),
+                throttled_seconds=max(0, self._counted("cpu", "cpu.stat", "throttled_usec")) / 1e6,
             )
         return Usage(
             cpu_seconds=max(0, self._number(_ACCOUNT, "cpuacct.usage")) / 1e9,
@@ -127,6 +130,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             memory_peak=self._number("memory", "memory.max_usage_in_bytes"),
             pids=self._number("pids", "pids.current"),
             memory_kills=self._counted("memory", "memory.oom_control", "oom_kill"),
+            throttled_seconds=max(0, self._counted("cpu", "cpu.stat", "throttled_time")) / 1e9,
         )
 
     def killed_for(self) -> Literal["", "limit", "host"]:

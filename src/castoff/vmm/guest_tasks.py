@@ -58,15 +58,6 @@ def syncing_volume(path: str) -> GuestSettings:
     return GuestSettings(argv=("sync-volume", path), task=True)
 
 
-async def finish(session: GuestSession) -> None:
-    """Waits for the end of a session that executes one of these.
-
-    Raises:
-        CastoffError: It could not be done, or the machine ended.
-    """
-    await _finish(session, _ignore)
-
-
 async def read_files(session: GuestSession, sink: Sink) -> None:
     """Gives ``sink`` the archive that a session of :func:`reading_files` writes, piece by piece; the guest waits for it.
 
@@ -74,7 +65,7 @@ async def read_files(session: GuestSession, sink: Sink) -> None:
         NotFound: There is no such file; nothing was given then.
         CastoffError: A file cannot be read, or the machine ended: what was given is not all.
     """
-    await _finish(session, sink)
+    await finish(session, sink)
 
 
 async def write_files(session: GuestSession, archive: AsyncIterator[bytes]) -> None:
@@ -86,7 +77,7 @@ async def write_files(session: GuestSession, archive: AsyncIterator[bytes]) -> N
         CastoffError: It is no archive that init takes, or the machine ended.
     """
     feeding = asyncio.create_task(_feed(session, archive))
-    ending = asyncio.create_task(_finish(session, _ignore))
+    ending = asyncio.create_task(finish(session))
     try:
         await asyncio.wait((feeding, ending), return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():
@@ -108,8 +99,12 @@ async def _ignore(_: bytes) -> None:
     """What a task should not write at all."""
 
 
-async def _finish(session: GuestSession, sink: Sink) -> None:
-    """Takes a task's output until its end, and raises what went wrong with it."""
+async def finish(session: GuestSession, sink: Sink = _ignore) -> None:
+    """Waits for the end of a session that executes one of these, and gives ``sink`` what it writes.
+
+    Raises:
+        CastoffError: It could not be done, or the machine ended.
+    """
     reason = bytearray()
     exit: Exit | None = None
     async for event in session.events():

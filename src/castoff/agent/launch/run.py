@@ -17,6 +17,7 @@ from castoff.disk.clone import volume_role
 from castoff.disk.volume import lengthen
 from castoff.errors import CastoffError, Invalid, NotFound, Unavailable, Unsupported
 from castoff.lifecycle.launcher import Connection, ExecRequest, ExecResult, ListenSocket, Probe, ProcessStat, RunExit
+from castoff.lifecycle.statistics import Statistics
 from castoff.machine.machine import Machine, MachineLost
 from castoff.machine.model import MachineRecord, MachineState
 from castoff.machine.suspension import check_suspendable, suspend
@@ -24,6 +25,7 @@ from castoff.store.builds import uninterrupted
 from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.guest_processes import LISTING, GuestProcess, read_processes
+from castoff.vmm.guest_statistics import asking_statistics, read_statistics
 from castoff.vmm.guest_tasks import (
     finish,
     growing_volume,
@@ -40,7 +42,7 @@ __all__ = ["HostRun", "Surroundings", "remembered"]
 T = TypeVar("T")
 
 _LISTING: Final = 10.0
-"""Seconds that the list of processes may take."""
+"""Seconds that the list of processes may take, and statistics."""
 _POWER_OFF: Final = 10.0
 """Seconds that a guest has to unmount its disk after its command's end."""
 _KILL: Final = 9
@@ -63,7 +65,8 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostRun:
-    """Implements castoff.lifecycle.launcher.Run, Reachable, HasVolumes, Suspendable and Resumed.
+    """Implements castoff.lifecycle.launcher.Run, Reachable, HasVolumes, Suspendable and Resumed, and
+    castoff.lifecycle.statistics.Measured.
 
     Args:
         machine: The machine, whose command was started.
@@ -133,6 +136,21 @@ class HostRun:
                 hint="one of them keeps whoever looks at it waiting",
             ) from error
         return [_stat(process) for process in found]
+
+    async def statistics(self) -> Statistics:
+        """See castoff.lifecycle.statistics.Measured."""
+        group = self._machine.handle.group
+        usage = await asyncio.to_thread(group.usage) if group is not None else None
+        limit = await asyncio.to_thread(group.memory_limit) if group is not None else -1
+        paths = ("/", *(path for _, path in self._surroundings.volumes))
+        try:
+            async with asyncio.timeout(_LISTING):
+                guest = await self._control.execute(asking_statistics(paths), lambda session: read_statistics(session, paths))
+        except TimeoutError:
+            return Statistics(host=usage, memory_limit=limit, why=f"the guest did not answer within {_LISTING:g} s")
+        except CastoffError as error:
+            return Statistics(host=usage, memory_limit=limit, why=str(error))
+        return Statistics(host=usage, memory_limit=limit, guest=guest)
 
     async def probe(self, probe: Probe) -> str:
         """See castoff.lifecycle.launcher.Reachable."""

@@ -17,12 +17,13 @@ from castoff.api.wire.machine import MachineViews, machine_document, summary_doc
 from castoff.api.wire.requests import ExecBody, MachineBody, SignalBody, StopBody
 from castoff.api.wire.signals import parse_signal
 from castoff.api.wire.volume import gigabytes
-from castoff.errors import Invalid, NotFound
+from castoff.errors import Invalid, NotFound, Unsupported
 from castoff.lifecycle.config import MachineConfig, parse_config
 from castoff.lifecycle.launcher import ExecRequest
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.model import CreateRequest, UpdateRequest
 from castoff.lifecycle.states import State
+from castoff.lifecycle.statistics import Measured
 
 __all__ = ["NONCE", "ROUTES", "VIEWS"]
 
@@ -249,6 +250,14 @@ async def processes(request: web.Request) -> web.Response:
     return json_answer(found)
 
 
+async def statistics(request: web.Request) -> web.Response:
+    """GET /machines/{id}/statistics: castoff's own."""
+    run = await _machines(request).running(*_names(request))
+    if not isinstance(run, Measured):
+        raise Unsupported("this machine cannot be measured")
+    return json_answer(dataclasses.asdict(await run.statistics()))
+
+
 async def cordon(request: web.Request) -> web.Response:
     """POST /machines/{id}/cordon."""
     await _machines(request).cordon(*_names(request), nonce=_nonce(request))
@@ -274,6 +283,7 @@ ROUTES: Final = (
     web.post(f"{_ONE}/signal", signal_machine),
     web.post(f"{_ONE}/exec", execute),
     web.get(f"{_ONE}/ps", processes),
+    web.get(f"{_ONE}/statistics", statistics),
     web.post(f"{_ONE}/cordon", cordon),
     web.post(f"{_ONE}/uncordon", uncordon),
 )
