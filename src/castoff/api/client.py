@@ -5,6 +5,7 @@ What the server refuses is raised as the class of castoff.errors whose code it n
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ import aiohttp
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
+from castoff.api.tunnel import Tunnel
+from castoff.api.wire.tunnel import LONGEST
 from castoff.errors import (
     CastoffError,
     Code,
@@ -190,6 +193,25 @@ class ApiClient:
                 if failed:
                     raise failed[0] from None
                 raise
+
+    @contextlib.asynccontextmanager
+    async def tunnel(self, path: str) -> AsyncIterator[Tunnel]:
+        """A connection to a machine's port, for the block.
+
+        Args:
+            path: Of the port: ``/v1/apps/{app}/machines/{id}/ports/{port}``.
+
+        Raises:
+            CastoffError: As :meth:`ask`; also where it breaks off.
+        """
+        with self._failures():
+            try:
+                async with asyncio.timeout(_CONNECT):
+                    socket = await self._session.ws_connect(path, compress=0, max_msg_size=LONGEST)
+            except aiohttp.WSServerHandshakeError as error:
+                raise refusal(error.status, b"") from error
+            async with socket:
+                yield await Tunnel.open(socket, refusal)
 
     @contextlib.contextmanager
     def _failures(self) -> Any:

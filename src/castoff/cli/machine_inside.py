@@ -13,6 +13,7 @@ from castoff.cli.app import Command
 from castoff.cli.exits import Exit, printable
 from castoff.cli.globals import Globals
 from castoff.cli.machine_copy import copy
+from castoff.cli.machine_proxy import proxy
 from castoff.cli.names import machine_names
 from castoff.cli.remote import AppOption, find_machine, on_agent
 from castoff.cli.settle import particulars
@@ -153,4 +154,4 @@ def top(shared: Globals, app: str, name: str) -> None:
         sys.exit(Exit.NO)
 
 
-COMMANDS = (execute, logs, events, wait, copy, top)
+COMMANDS = (execute, logs, events, wait, copy, top, proxy)

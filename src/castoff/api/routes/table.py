@@ -6,7 +6,20 @@ from typing import Final
 
 from aiohttp import web
 
-from castoff.api.routes import apps, files, flyctl, leases, machines, observe, organizations, releases, secrets, unserved, volumes
+from castoff.api.routes import (
+    apps,
+    files,
+    flyctl,
+    leases,
+    machines,
+    observe,
+    organizations,
+    ports,
+    releases,
+    secrets,
+    unserved,
+    volumes,
+)
 
 __all__ = ["ROUTES"]
 
@@ -14,6 +27,7 @@ ROUTES: Final[tuple[web.RouteDef, ...]] = (
     *apps.ROUTES,
     *machines.ROUTES,
     *files.ROUTES,
+    *ports.ROUTES,
     *observe.ROUTES,
     *leases.ROUTES,
     *volumes.ROUTES,
