@@ -27,6 +27,7 @@ from castoff.image.source import ImageSource
 from castoff.machine.drivers import prepare
 from castoff.machine.hardware import hardware
 from castoff.machine.identity import Owner
+from castoff.machine.known import Known
 from castoff.machine.memory import check_memory
 from castoff.machine.model import MachineId, MachineRecord, MachineRequest, MachineState, check_name, new_machine_id
 from castoff.machine.ports import check_ports
@@ -53,9 +54,23 @@ T = TypeVar("T")
 
 
 async def create(
-    request: MachineRequest, *, config: Config, store: Store, providers: ProviderContext, records: MachineRecords
+    request: MachineRequest,
+    *,
+    config: Config,
+    store: Store,
+    providers: ProviderContext,
+    records: MachineRecords,
+    known: Known | None = None,
 ) -> Machine:
     """Makes the machine that ``request`` asks for, and returns when its command runs.
+
+    Args:
+        request: What is asked for.
+        config: The host's.
+        store: What it keeps.
+        providers: Of root filesystems.
+        records: Where machines are written down.
+        known: What this process has looked up for machines before.
 
     Raises:
         CastoffError: A step failed; all that came before it was undone.
@@ -72,8 +87,8 @@ async def create(
     async with (
         contextlib.AsyncExitStack() as undo,
         contextlib.AsyncExitStack() as held,
-        _beside(prepare(config.vmm, request, store, network=network)) as prepared,
-        opened(request.image, request.platform, config=config, store=store) as (source, image),
+        _beside(prepare(config.vmm, request, store, network=network, known=known.kernels if known else None)) as prepared,
+        opened(request.image, request.platform, config=config, store=store, known=known) as (source, image),
     ):
         guest = guest_settings(image.config, request, hostname=name, linger=config.vmm.linger_seconds)
         record = _first_record(machine_id, name, request, image, guest)
@@ -117,7 +132,13 @@ async def create(
 
         async with _beside(uninterrupted(records.update, record)) as written:
             machine = await boot(
-                record, records, providers, handle=handle, hydration=hydration, timeout=config.machine.boot_timeout
+                record,
+                records,
+                providers,
+                handle=handle,
+                hydration=hydration,
+                timeout=config.machine.boot_timeout,
+                guest=guest,
             )
             await written
         undo.pop_all()
@@ -126,14 +147,14 @@ async def create(
 
 @contextlib.asynccontextmanager
 async def opened(
-    reference: str, platform: Platform | None, *, config: Config, store: Store
+    reference: str, platform: Platform | None, *, config: Config, store: Store, known: Known | None = None
 ) -> AsyncIterator[tuple[ImageSource, Image]]:
     """The source that ``reference`` names, and its image, for the block.
 
     Raises:
         CastoffError: It is no reference, or there is no such image.
     """
-    source = open_source(parse_reference(reference), config.image, store.images)
+    source = open_source(parse_reference(reference), config.image, store.images, known.images if known else None)
     try:
         yield source, await source.resolve(platform or host_platform())
     finally:

@@ -13,6 +13,7 @@ from castoff.errors import Invalid, NotFound
 from castoff.image.digest import Digest
 from castoff.image.files import Files, read_span, stream_span
 from castoff.image.image import Image, Layer, Platform
+from castoff.image.known import KnownImages
 from castoff.image.manifest import Descriptor, Index, decode_index, read_digest
 from castoff.image.reference import LayoutReference
 from castoff.image.resolve import read_image
@@ -33,17 +34,21 @@ class LayoutSource:
         reference: What was asked for.
         files: The layout's files; closed with the source.
         settings: For the limits.
+        known: What this process has resolved already.
     """
 
-    def __init__(self, reference: LayoutReference, files: Files, settings: ImageSettings) -> None:
+    def __init__(
+        self, reference: LayoutReference, files: Files, settings: ImageSettings, known: KnownImages | None = None
+    ) -> None:
         self._reference = reference
         self._files = files
         self._limit = settings.max_manifest_size
+        self._known = known
 
     async def resolve(self, platform: Platform) -> Image:
         with step("image.layout", reference=str(self._reference)):
             await self._files.prepare()
-            return await read_image(str(self._reference), self._root(), self._fetch, platform)
+            return await read_image(str(self._reference), self._root(), self._fetch, platform, self._known)
 
     @asynccontextmanager
     async def open_blob(self, layer: Layer) -> AsyncIterator[AsyncIterator[bytes]]:

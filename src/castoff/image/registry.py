@@ -18,6 +18,7 @@ from castoff.image.cache import DocumentCache
 from castoff.image.digest import Digest
 from castoff.image.endpoint import endpoints_of
 from castoff.image.image import Image, Layer, Platform
+from castoff.image.known import KnownImages
 from castoff.image.reference import RegistryReference
 from castoff.image.resolve import read_image
 from castoff.image.settings import ImageSettings
@@ -43,14 +44,18 @@ class RegistrySource:
         reference: The image.
         settings: How to fetch.
         cache: The directory of manifests and configs.
+        known: What this process has resolved already.
 
     Raises:
         Invalid: A mirror in the settings cannot be read.
     """
 
-    def __init__(self, reference: RegistryReference, settings: ImageSettings, cache: Path) -> None:
+    def __init__(
+        self, reference: RegistryReference, settings: ImageSettings, cache: Path, known: KnownImages | None = None
+    ) -> None:
         self._reference = reference
         self._settings = settings
+        self._known = known
         self._endpoints = endpoints_of(reference, settings)
         self._cache = DocumentCache(cache, settings.cache_size)
         self._transport: Transport | None = None
@@ -60,7 +65,7 @@ class RegistrySource:
     async def resolve(self, platform: Platform) -> Image:
         with step("image.registry", reference=str(self._reference)):
             digest = self._reference.digest or await self._resolve_tag()
-            return await read_image(str(self._reference), digest, self._fetch, platform)
+            return await read_image(str(self._reference), digest, self._fetch, platform, self._known)
 
     @asynccontextmanager
     async def open_blob(self, layer: Layer) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -11,6 +11,7 @@ from castoff.image import media
 from castoff.image.config import decode_config
 from castoff.image.digest import Digest
 from castoff.image.image import Image, Layer, Platform
+from castoff.image.known import KnownImages
 from castoff.image.manifest import Descriptor, Index, Manifest, decode, read_digest
 from castoff.image.platforms import fitness, listing
 
@@ -41,17 +42,24 @@ class _Walk:
     reference: str
     asked: Platform
     fetch: Fetch
+    known: KnownImages | None = None
 
     def name(self, kind: str, digest: Digest) -> str:
         return f"{kind} {digest} of {self.reference}"
 
     async def document(self, digest: Digest, size: int | None, depth: int) -> Image:
+        if self.known is not None and (found := self.known.get(self.reference, digest, self.asked)) is not None:
+            return found
         what = self.name("manifest", digest)
         data = await self.fetch("manifest", digest, size)
         document = decode(what, data)
         if isinstance(document, Manifest):
-            return replace(await self.image(digest, document), size=len(data))
-        return await self.index(what, document, depth)
+            image = replace(await self.image(digest, document), size=len(data))
+        else:
+            image = await self.index(what, document, depth)
+        if self.known is not None:
+            self.known.keep(digest, self.asked, image)
+        return image
 
     async def index(self, what: str, index: Index, depth: int = 0) -> Image:
         if depth >= MAX_DEPTH:
@@ -81,7 +89,9 @@ class _Walk:
         return Image(self.reference, digest, platform, config, layers, manifest.media_type or media.OCI_MANIFEST)
 
 
-async def read_image(reference: str, root: Digest | Index, fetch: Fetch, asked: Platform) -> Image:
+async def read_image(
+    reference: str, root: Digest | Index, fetch: Fetch, asked: Platform, known: KnownImages | None = None
+) -> Image:
     """Resolves a root document to the image for one platform.
 
     Args:
@@ -89,12 +99,13 @@ async def read_image(reference: str, root: Digest | Index, fetch: Fetch, asked: 
         root: Digest of a manifest or an index, or an index that has no digest (a layout's own).
         fetch: Gets the documents.
         asked: The platform.
+        known: Has what was read before, and gets what is read now.
 
     Raises:
         NotFound: The image is not made for that platform; the message lists the ones that it is made for.
         Invalid, Unsupported: A document is broken or hostile, or something else than an image.
     """
-    walk = _Walk(reference, asked, fetch)
+    walk = _Walk(reference, asked, fetch, known)
     try:
         if isinstance(root, Index):
             return await walk.index(f"index of {reference}", root)

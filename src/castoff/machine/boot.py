@@ -12,6 +12,7 @@ from castoff.machine.records import MachineRecords
 from castoff.rootfs.context import ProviderContext
 from castoff.timeline import step
 from castoff.vmm.channel import GuestChannel
+from castoff.vmm.guest import GuestSettings
 from castoff.vmm.vmm import VmmHandle
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ async def boot(
     handle: VmmHandle,
     hydration: Hydration | None,
     timeout: float,
+    guest: GuestSettings | None = None,
 ) -> Machine:
     """The machine of a VMM that was just started, once its command runs (or could not be executed: ``wait`` tells).
 
@@ -38,6 +40,7 @@ async def boot(
         handle: Its VMM.
         hydration: How its data comes in, where it was not all here; the machine's to close.
         timeout: Seconds that it may take.
+        guest: What it was told to run.
 
     Raises:
         MachineLost: It ended, or did not get there in time. Ending the VMM is the caller's part.
@@ -47,7 +50,13 @@ async def boot(
             async with asyncio.timeout(timeout):
                 channel = await GuestChannel.connect(handle, timeout)
                 machine = Machine(
-                    record, records=records, providers=providers, handle=handle, channel=channel, hydration=hydration
+                    record,
+                    records=records,
+                    providers=providers,
+                    handle=handle,
+                    channel=channel,
+                    hydration=hydration,
+                    guest=guest,
                 )
                 try:
                     ready = await machine.ready()

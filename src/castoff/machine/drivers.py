@@ -10,7 +10,7 @@ import msgspec
 from castoff.errors import Invalid, Unsupported
 from castoff.machine.model import MachineRequest
 from castoff.store.store import Store
-from castoff.vmm.kernel import Kernel, find_kernel
+from castoff.vmm.kernel import Kernel, KnownKernels, find_kernel
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.vmm import Vmm
 
@@ -48,7 +48,9 @@ def open_vmm(name: str, settings: VmmSettings, state: Path) -> Vmm:
     raise Invalid(f"{name[:60]!r} is no VMM", hint=f"there are: {', '.join(DRIVERS)}")
 
 
-async def prepare(settings: VmmSettings, request: MachineRequest, store: Store, *, network: bool) -> tuple[Kernel, Vmm]:
+async def prepare(
+    settings: VmmSettings, request: MachineRequest, store: Store, *, network: bool, known: KnownKernels | None = None
+) -> tuple[Kernel, Vmm]:
     """The kernel and the driver for a machine. Needs nothing of its image, so it runs while that is fetched.
 
     Args:
@@ -56,6 +58,7 @@ async def prepare(settings: VmmSettings, request: MachineRequest, store: Store, 
         request: May name either.
         store: Keeps kernels, and what probes found.
         network: Whether the machine wants a user network, which not every driver has.
+        known: What this process has found already.
 
     Raises:
         CastoffError: There is no kernel, or no driver that can run it.
@@ -63,7 +66,7 @@ async def prepare(settings: VmmSettings, request: MachineRequest, store: Store, 
     if request.kernel is not None:
         chosen = msgspec.structs.replace(settings.kernel, file=request.kernel.absolute(), modules=None)
         settings = msgspec.structs.replace(settings, kernel=chosen)
-    kernel = await find_kernel(settings, store.kernels)
+    kernel = await (find_kernel if known is None else known.find)(settings, store.kernels)
     return kernel, await _choose(settings, request.vmm, kernel, store.state, network=network)
 
 

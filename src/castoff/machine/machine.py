@@ -21,6 +21,7 @@ from castoff.rootfs.context import ProviderContext
 from castoff.store.builds import uninterrupted
 from castoff.timeline import step
 from castoff.vmm.channel import Exit, GuestChannel, Output, Ready, Told
+from castoff.vmm.guest import GuestSettings
 from castoff.vmm.limits import why_killed
 from castoff.vmm.process import last_lines
 from castoff.vmm.vmm import VmmHandle
@@ -58,6 +59,7 @@ class Machine:
         record: What is written down of it.
         directory: Its own directory.
         records: Where it is written down.
+        guest: What it was told to run; None where it was found again.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Machine:
         handle: VmmHandle,
         channel: GuestChannel,
         hydration: Hydration | None = None,
+        guest: GuestSettings | None = None,
     ) -> None:
         self.record = record
+        self.guest = guest
         self.directory = records.path(record.id)
         self.records = records
         self._handle = handle

@@ -6,6 +6,7 @@ The kernel unpacks several cpio archives one after another, so a machine's initr
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from castoff.vmm.kernel import Kernel
 __all__ = ["Entry", "GuestSettings", "assemble", "base_initramfs", "cpio", "guest_init"]
 
 _ALIGNMENT: Final = 512
+_BLOCK: Final = 4096
+"""What the base is a multiple of: the settings behind it then begin a block of their own. In a block that is shared with the base
+they would have to be copied on write, in the middle of a create."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +72,26 @@ def guest_init() -> Path:
 
 def base_initramfs(kernel: Kernel) -> Path:
     """The part of the initramfs that all machines of ``kernel`` share; made once, then found by what it holds."""
-    import hashlib  # here: the warm path reads one small file and pays for nothing else
-
-    init = guest_init().read_bytes()
-    key = hashlib.blake2b(kernel.digest.encode() + init, digest_size=16).hexdigest()
+    init = guest_init()
+    status = init.stat()
+    key = _base_key(kernel.digest, init, (status.st_ino, status.st_mtime_ns, status.st_size))
     path = kernel.directory / f"initramfs-{key}.cpio"
     if path.exists():
         return path
     order = "".join(f"{module.group} {module.path.name}\n" for module in kernel.modules)
-    entries = [Entry("init", init), Entry("castoff", None), Entry("castoff/modules", order.encode(), 0o644)]
+    entries = [Entry("init", init.read_bytes()), Entry("castoff", None), Entry("castoff/modules", order.encode(), 0o644)]
     entries += [Entry(f"castoff/{module.path.name}", module.path.read_bytes(), 0o644) for module in kernel.modules]
-    _write_once(path, cpio(entries))
+    base = cpio(entries)
+    _write_once(path, base + bytes(-len(base) % _BLOCK))
     return path
+
+
+@functools.lru_cache(maxsize=4)
+def _base_key(kernel: str, init: Path, stamp: tuple[int, ...]) -> str:
+    """Names a base by what is in it; read once, as long as the init's ``stamp`` is the same."""
+    import hashlib  # here: a warm `castoff run` reads one small file and pays for nothing else
+
+    return hashlib.blake2b(kernel.encode() + init.read_bytes() + b"%d" % _BLOCK, digest_size=16).hexdigest()
 
 
 def _write_once(path: Path, data: bytes) -> None:

@@ -21,7 +21,7 @@ from castoff.timeline import step
 from castoff.vmm.modules import ModuleFile
 from castoff.vmm.settings import KernelSettings, VmmSettings
 
-__all__ = ["Kernel", "find_kernel"]
+__all__ = ["Kernel", "KnownKernels", "find_kernel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,38 @@ async def find_kernel(settings: VmmSettings, cache: Path) -> Kernel:
             kernel = await _from_sources(settings.kernel, cache)
         current.attributes["version"] = kernel.version
         return kernel
+
+
+class KnownKernels:
+    """The kernel of the settings that were used last, as long as nothing has changed where it came from."""
+
+    def __init__(self) -> None:
+        self._last: tuple[object, Kernel] | None = None
+
+    async def find(self, settings: VmmSettings, cache: Path) -> Kernel:
+        """As :func:`find_kernel`."""
+        mark = _mark(settings.kernel, cache)
+        if self._last is not None and self._last[0] == mark:
+            with step("vmm.kernel", version=self._last[1].version):
+                return self._last[1]
+        kernel = await find_kernel(settings, cache)
+        self._last = (_mark(settings.kernel, cache), kernel)
+        return kernel
+
+
+def _mark(settings: KernelSettings, cache: Path) -> object:
+    """Changes when a kernel comes to the cache or goes from it (its directory's time does), and with the file that is asked for
+    or the host boots."""
+    image = settings.file or Path("/boot") / f"vmlinuz-{os.uname().release}"
+    found: list[tuple[int, ...] | None] = []
+    for path in (cache, image):
+        try:
+            status = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+    return settings, cache, *found
 
 
 async def _from_sources(settings: KernelSettings, cache: Path) -> Kernel:

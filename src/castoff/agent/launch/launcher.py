@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from castoff.agent.launch.logs import Logs
+from castoff.agent.launch.logs import Logs, LogWriter
 from castoff.agent.launch.request import check_config, machine_request
 from castoff.agent.launch.run import HostRun, Surroundings, remembered
 from castoff.create import create, opened
@@ -20,15 +20,16 @@ from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.launcher import Launch, RunExit
 from castoff.machine.drivers import open_vmm
 from castoff.machine.hydration import Hydration
+from castoff.machine.known import Known
 from castoff.machine.machine import Machine
 from castoff.machine.model import MachineId, MachineRecord, MachineRequest, MachineState, parse_machine_id
-from castoff.machine.process import guest_settings
 from castoff.machine.removal import end_machine, remove_machine
 from castoff.machine.resume import resume
 from castoff.machine.suspension import end_suspended, forget, is_kept, wake
 from castoff.store.builds import uninterrupted
 from castoff.store.durable import fsync_path, replace_file
 from castoff.vmm.channel import GuestChannel
+from castoff.vmm.guest import GuestSettings
 from castoff.vmm.limits import group_of, leave, why_killed
 from castoff.vmm.rates import granted
 from castoff.vmm.vmm import VmmHandle
@@ -57,6 +58,7 @@ class HostLauncher:
         self._host = host
         self._logs = logs
         self._allowed = tuple(rootfs_directories)
+        self._known = Known()
 
     def check(self, config: MachineConfig) -> None:
         """See the port."""
@@ -65,7 +67,7 @@ class HostLauncher:
 
     async def resolve(self, image: str) -> str:
         """See the port."""
-        async with opened(image, None, config=self._host.config, store=self._host.store) as (_, found):
+        async with opened(image, None, config=self._host.config, store=self._host.store, known=self._known) as (_, found):
             return str(found.digest)
 
     async def launch(self, launch: Launch) -> HostRun:
@@ -85,19 +87,24 @@ class HostLauncher:
             store=self._host.store,
             providers=self._host.providers,
             records=self._host.machines,
+            known=self._known,
         )
         try:
-            if existing is not None:
-                await asyncio.to_thread(existing.unlink)
-            surroundings = await self._surroundings(request, launch.version)
-            await asyncio.to_thread(
-                replace_file, machine.directory / _SURROUNDINGS, msgspec.json.encode(surroundings), mode=0o600
-            )
-            return HostRun(machine, self._logs.writer(launch.machine), surroundings, began_cold=began_cold)
+            assert machine.guest is not None
+            surroundings = _surroundings(request, machine.guest, launch.version)
+            log = await uninterrupted(self._begin, machine.directory, surroundings, launch.machine, existing)
+            return HostRun(machine, log, surroundings, began_cold=began_cold)
         except BaseException:
             await asyncio.shield(machine.kill())
             await asyncio.shield(machine.close())
             raise
+
+    def _begin(self, directory: Path, surroundings: Surroundings, machine: MachineId, existing: Path | None) -> LogWriter:
+        """What is on disk of a run that has begun: how it was begun, and its log."""
+        if existing is not None:
+            existing.unlink()
+        replace_file(directory / _SURROUNDINGS, msgspec.json.encode(surroundings), mode=0o600)
+        return self._logs.writer(machine)
 
     async def _resume(self, launch: Launch) -> HostRun:
         """The machine, which goes on from its memory.
@@ -211,6 +218,8 @@ class HostLauncher:
         """Removes what the last run left; the root filesystem, where it is to be kept, is set aside."""
         kept = self._kept(launch.machine)
         record = await self._record(launch.machine)
+        if record is None and not kept.exists():
+            return None
         if record is not None:
             await end_machine(record, self._host.machines, self._host.config.vmm)
             # Without a VMM it never ran, and its root filesystem may be half a copy, or one whose data is not here.
@@ -221,12 +230,11 @@ class HostLauncher:
             await asyncio.to_thread(kept.unlink, missing_ok=True)
         return kept if kept.exists() else None
 
-    async def _surroundings(self, request: MachineRequest, version: str) -> Surroundings:
-        """Costs no request: the image's documents were just fetched, and are kept by their digest."""
-        async with opened(request.image, request.platform, config=self._host.config, store=self._host.store) as (_, image):
-            settings = guest_settings(image.config, request, hostname=request.hostname or "castoff")
-        volumes = tuple((str(volume.path), mount.path) for volume, mount in zip(request.volumes, settings.mounts, strict=True))
-        return Surroundings(env=settings.env, cwd=settings.cwd, user=settings.user, volumes=volumes, version=version)
+
+def _surroundings(request: MachineRequest, guest: GuestSettings, version: str) -> Surroundings:
+    """What commands that are executed in the machine later begin with."""
+    volumes = tuple((str(volume.path), mount.path) for volume, mount in zip(request.volumes, guest.mounts, strict=True))
+    return Surroundings(env=guest.env, cwd=guest.cwd, user=guest.user, volumes=volumes, version=version)
 
 
 def _read_surroundings(directory: Path) -> Surroundings:
