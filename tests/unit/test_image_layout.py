@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from castoff.errors import CastoffError, Invalid, LimitExceeded, NoSpace, NotFou
 from castoff.fakes.image_source import FakeImageSource
 from castoff.image.digest import Digest
 from castoff.image.image import Image, Platform
+from castoff.image.known import KnownImages
 from castoff.image.opening import open_source
 from castoff.image.reference import parse_reference
 from castoff.image.settings import ImageSettings
@@ -51,6 +53,34 @@ async def resolved(text: str, cache: Path, **settings: object) -> Image:
         return await source.resolve(AMD64)
     finally:
         await source.close()
+
+
+async def test_what_was_resolved_before_is_known_by_its_digest(tmp_path: Path, image: BuiltImage) -> None:
+    """Not by its tag, nor for another platform; of many the least recently used goes."""
+    other = build_image([LayerTar().file("other", b"x")], cmd=["/bin/other"])
+    layout = write_layout(tmp_path / "a", {"v1": image})
+    known = KnownImages(most=1)
+
+    async def resolve(text: str, platform: Platform = AMD64) -> Image:
+        source = open_source(parse_reference(text), ImageSettings(), tmp_path, known)
+        try:
+            return await source.resolve(platform)
+        finally:
+            await source.close()
+
+    first = await resolve(f"oci:{layout}:v1")
+    write_layout(layout, {"v1": other})  # the tag moves
+    moved = await resolve(f"oci:{layout}:v1")
+    assert (first.config.cmd, moved.config.cmd) == (("/bin/sh",), ("/bin/other",))
+    config = layout / "blobs" / "sha256" / other.config.digest.removeprefix("sha256:")
+    config.rename(config.with_name("away"))
+    again = await resolve(f"oci:{layout}@{moved.digest}")
+    assert again == replace(moved, reference=f"oci:{layout}@{moved.digest}")  # its config is not read again
+    with pytest.raises(NotFound, match="is missing"):
+        await resolve(f"oci:{layout}:v1", Platform("linux", "arm64"))
+    assert (await resolve(f"oci:{layout}@{first.digest}")).config == first.config
+    with pytest.raises(NotFound, match="is missing"):  # one is kept, and that is another now
+        await resolve(f"oci:{layout}:v1")
 
 
 async def test_a_layout_keeps_the_ports_promises(tmp_path: Path, image: BuiltImage) -> None:

@@ -9,6 +9,7 @@ import gzip
 import json
 import lzma
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from castoff.errors import CastoffError, Invalid, LimitExceeded, NotFound, Unsupported
 from castoff.vmm.bzimage import extract_vmlinux, kernel_version
 from castoff.vmm.initramfs import base_initramfs
-from castoff.vmm.kernel import find_kernel
+from castoff.vmm.kernel import KnownKernels, find_kernel
 from castoff.vmm.modules import modinfo, needed_modules, unpack_module, without_signature, without_types
 from castoff.vmm.settings import KernelSettings, VmmSettings
 from daemons import own_mounts
@@ -206,6 +207,23 @@ async def test_a_kernel_file_is_made_ready_once(tmp_path: Path) -> None:
     image.write_bytes(bzimage(PACKERS["gzip"](VMLINUX), len(VMLINUX)))
     assert (await find_kernel(file_settings(image, modules), cache)).directory != first.directory
     assert base_initramfs(first) == base_initramfs(second)
+
+
+async def test_a_kernel_that_was_found_is_found_again_without_a_look_at_it(tmp_path: Path) -> None:
+    """Until its file changes, other settings come, or its place in the cache is gone."""
+    image, other = tmp_path / "vmlinuz", tmp_path / "other"
+    image.write_bytes(bzimage(PACKERS["zstd"](VMLINUX), len(VMLINUX)))
+    other.write_bytes(bzimage(PACKERS["xz"](VMLINUX), len(VMLINUX)))
+    cache, known = tmp_path / "cache", KnownKernels()
+    first = await known.find(file_settings(image, None), cache)
+    assert await known.find(file_settings(image, None), cache) is first
+    assert (await known.find(file_settings(other, None), cache)).directory != first.directory
+    image.write_bytes(bzimage(PACKERS["gzip"](VMLINUX), len(VMLINUX)))
+    changed = await known.find(file_settings(image, None), cache)
+    assert changed.directory != first.directory
+    shutil.rmtree(changed.directory)
+    again = await known.find(file_settings(image, None), cache)
+    assert again == changed and again is not changed and again.path.exists()
 
 
 async def test_a_kernel_with_everything_built_in_needs_no_modules(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -24,7 +25,7 @@ class Connections:
     """All open connections.
 
     Args:
-        most: How many there may be.
+        most: How many there may be of each door: whoever fills the port does not keep the operator out of the unix socket.
         timeout: Seconds that a client has for sending a request's head, and for reading when it is behind.
     """
 
@@ -32,13 +33,33 @@ class Connections:
         self.most = most
         self.timeout = timeout
         self._open: dict[asyncio.BaseTransport, _Connection] = {}
+        self._of_door: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def factory(self, inner: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
-        """A protocol factory for ``create_server`` around another's."""
-        return lambda: _Connection(self, inner())
+    def factory(self, inner: Callable[[], asyncio.Protocol], door: str = "") -> Callable[[], asyncio.Protocol]:
+        """A protocol factory for ``create_server`` around another's.
+
+        Args:
+            inner: The other one.
+            door: What is listened at; each has room for ``most``.
+        """
+        return lambda: _Connection(self, inner(), door)
+
+    def admit(self, transport: asyncio.BaseTransport, connection: _Connection) -> bool:
+        """Takes a new connection in, where there is room."""
+        if self._of_door[connection.door] >= self.most:
+            return False
+        self._open[transport] = connection
+        self._of_door[connection.door] += 1
+        return True
+
+    def leaves(self, transport: asyncio.BaseTransport) -> None:
+        """One that was taken in is over."""
+        connection = self._open.pop(transport, None)
+        if connection is not None:
+            self._of_door[connection.door] -= 1
 
     def begins(self, transport: asyncio.BaseTransport | None) -> float:
         """A request's head is here: its handler decides how long it takes from now on.
@@ -57,7 +78,8 @@ class Connections:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
+    def __init__(self, connections: Connections, inner: asyncio.Protocol, door: str) -> None:
+        self.door = door
         self._connections = connections
         self._inner = inner
         self._transport: asyncio.Transport | None = None
@@ -70,12 +92,11 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        if len(self._connections) >= self._connections.most:
+        if not self._connections.admit(transport, self):
             self._refused = True
             transport.write(_FULL)
             transport.close()
             return
-        self._connections._open[transport] = self
         self._inner.connection_made(transport)
         self._reading = self._expire()
 
@@ -126,5 +147,5 @@ class _Connection(asyncio.Protocol):
         if self._refused:
             return
         if self._transport is not None:
-            self._connections._open.pop(self._transport, None)
+            self._connections.leaves(self._transport)
         self._inner.connection_lost(exc)

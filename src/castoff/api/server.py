@@ -91,7 +91,7 @@ async def serving(
     try:
         for bound in sockets:
             local = bound.family == socket.AF_UNIX
-            factory = connections.factory(server)
+            factory = connections.factory(server, "unix" if local else "tcp")
             if local:
                 listeners.append(await loop.create_unix_server(factory, sock=bound, backlog=_BACKLOG, **_KEPT_SOCKET))
             else:

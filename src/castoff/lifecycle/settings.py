@@ -33,7 +33,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     request_bytes: int = 8 * 1024 * 1024
     """Of one request's body; more is refused with 413. Files in a machine's configuration are part of it."""
     connections: int = 4096
-    """Open connections of all clients together; more are answered 503 and closed."""
+    """Open connections of all clients of the port together, and as many of the unix socket; more are answered 503 and closed."""
     client_timeout: float = 30.0
     """Within which a client has to send a request whole once it began or connected, and to take what it was answered."""
     requests_per_second: float = 500.0
