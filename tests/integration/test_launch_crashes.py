@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from castoff.lifecycle.database import Database
 from castoff.lifecycle.launcher import ExecRequest, Launch
 from castoff.lifecycle.machines import Machines
 from castoff.machine.model import MachineId, MachineState, new_machine_id
+from castoff.vmm.channel import GuestSilent
 from lifecycle import Secrets, Volumes
 from machines import Castoff, castoff_state
 
@@ -87,6 +90,31 @@ async def test_a_launch_whose_surroundings_were_not_written_is_ended(state: Cast
         run = await launches.launch(launch(state, STAYS, machine=wanted.machine, fresh=False))
         await run.kill()
         await launches.discard(wanted.machine)
+
+
+async def test_a_guest_that_is_silent_is_not_ended(state: Castoff) -> None:
+    """Whoever takes it up cannot tell that it is lost: it may be stopped, or slow. It is taken up when it answers again; until
+    then it can be ended by force."""
+    async with castoff.Host.open(state.state) as host:
+        launches = HostLauncher(host, Logs(state.state / "agent" / "logs"), patience=1.0)
+        one = launch(state, STAYS)
+        await (await launches.launch(one)).detach()
+        (vmm,) = vmm_processes(one.machine)
+        os.kill(vmm, signal.SIGSTOP)
+        for _ in range(2):
+            with pytest.raises(GuestSilent):
+                await launches.reattach(one)
+        assert vmm_processes(one.machine) == [vmm]
+        os.kill(vmm, signal.SIGCONT)
+        run = await HostLauncher(host, Logs(state.state / "agent" / "logs")).reattach(one)
+        assert run is not None
+        assert (await run.execute(ExecRequest(argv=("echo", "here")))).stdout == b"here\n"
+        await run.detach()
+        os.kill(vmm, signal.SIGSTOP)
+        await launches.end(one.machine)
+        assert not vmm_processes(one.machine)
+        assert await launches.reattach(one) is None
+        await launches.discard(one.machine)
 
 
 async def test_commands_at_once(state: Castoff) -> None:

@@ -154,6 +154,19 @@ async def test_what_nobody_can_tell_is_not_lost(tmp_path: Path, world: World) ->
     assert len(world.launches) == 1
 
 
+async def test_a_machine_that_does_not_answer_can_be_stopped(tmp_path: Path, world: World) -> None:
+    """By force: it could else be neither used nor ended."""
+    async with opened(tmp_path, world) as machines:
+        machine = await settled(machines, await machines.create(APP, wanted()), State.STARTED)
+    world.unreachable.add(machine.id)
+    async with opened(tmp_path, world) as machines:
+        await machines.stop(APP, machine.id)
+        stopped = await settled(machines, machine, State.STOPPED)
+        assert not world.running
+        exit = next(event for event in stopped.events if event.type == "exit")
+        assert "did not answer" in str(exit.request)
+
+
 async def test_a_resume_is_finished_by_the_next_agent(tmp_path: Path, world: World) -> None:
     """It goes on from its memory, not from a fresh rootfs; a machine that was stopped in between does not."""
     async with opened(tmp_path, world) as machines:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from castoff.api.creates import Creates
+from castoff.errors import Unavailable
 from castoff.lifecycle.config import MachineConfig
-from castoff.lifecycle.launcher import Keeping, Launch, Launcher, Remembering, Run, RunExit
+from castoff.lifecycle.launcher import Ending, Keeping, Launch, Launcher, Remembering, Run, RunExit
 from castoff.machine.model import MachineId
 from castoff.timeline import step
 
@@ -12,7 +13,7 @@ __all__ = ["ObservedLauncher"]
 
 
 class ObservedLauncher:
-    """Implements castoff.lifecycle.launcher.Launcher, Remembering and Keeping.
+    """Implements castoff.lifecycle.launcher.Launcher, Remembering, Keeping and Ending.
 
     Args:
         launcher: Does the work.
@@ -56,6 +57,12 @@ class ObservedLauncher:
         """See castoff.lifecycle.launcher.Keeping."""
         if isinstance(self._launcher, Keeping):
             await self._launcher.forget(machine)
+
+    async def end(self, machine: MachineId) -> None:
+        """See castoff.lifecycle.launcher.Ending."""
+        if not isinstance(self._launcher, Ending):
+            raise Unavailable(f"machine {machine} does not answer")
+        await self._launcher.end(machine)
 
     async def discard(self, machine: MachineId) -> None:
         """See the port."""

@@ -217,7 +217,7 @@ class _Echo:
 
 
 class FakeLauncher:
-    """Implements castoff.lifecycle.launcher.Launcher and Keeping.
+    """Implements castoff.lifecycle.launcher.Launcher, Keeping and Ending.
 
     Args:
         world: Where its machines run.
@@ -264,6 +264,11 @@ class FakeLauncher:
         if launch.machine in self._world.unreachable:
             raise Unavailable(f"machine {launch.machine} does not answer")
         return self._world.running.get(launch.machine)
+
+    async def end(self, machine: MachineId) -> None:
+        """See castoff.lifecycle.launcher.Ending."""
+        if machine in self._world.running:
+            await self._world.running[machine].kill()
 
     async def discard(self, machine: MachineId) -> None:
         """See the port."""

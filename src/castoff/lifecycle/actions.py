@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from castoff.errors import CastoffError, Internal, NoSpace
+from castoff.errors import CastoffError, Internal, NoSpace, Unavailable
 from castoff.lifecycle.board import Board
 from castoff.lifecycle.checking import Checking
 from castoff.lifecycle.exits import exit_event, stop_manner
 from castoff.lifecycle.ids import milliseconds
-from castoff.lifecycle.launcher import Keeping, Launch, Launcher, Remembering, Resumed, Run, RunExit, Suspendable
+from castoff.lifecycle.launcher import Ending, Keeping, Launch, Launcher, Remembering, Resumed, Run, RunExit, Suspendable
 from castoff.lifecycle.launches import SecretValues, VolumeFiles, begins_anew, build_launch
 from castoff.lifecycle.model import Event, Machine
 from castoff.lifecycle.states import State
@@ -27,6 +27,7 @@ _RECOVERED_AT_ONCE: Final = 8
 """Machines that are booted at once when the host itself was started anew."""
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
+_SILENT: Final = RunExit(code=137, signal=9, message="it did not answer when it was to end, and was killed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,11 +214,18 @@ class Actions:
 
     async def _end(self, signal: int | None, timeout: float | None) -> RunExit | None:
         """Ends its run, also one that no earlier reattach found; None: it has none. What was kept of its memory is dropped."""
-        await self.reattach()
+        launcher = self._means.launcher
+        try:
+            await self.reattach()
+        except Unavailable:
+            if not isinstance(launcher, Ending):
+                raise
+            await launcher.end(self.machine.id)  # it runs, and does not even listen
+            return _SILENT
         run, self.run = self.run, None
         if run is None:
-            if isinstance(self._means.launcher, Keeping):
-                await self._means.launcher.forget(self.machine.id)
+            if isinstance(launcher, Keeping):
+                await launcher.forget(self.machine.id)
             return None
         self._ending = run
         try:

@@ -20,6 +20,7 @@ from castoff.vmm.guest import GuestFile
 
 __all__ = [
     "Connection",
+    "Ending",
     "ExecRequest",
     "ExecResult",
     "HasVolumes",
@@ -382,4 +383,13 @@ class Keeping(Protocol):
 
     async def forget(self, machine: MachineId) -> None:
         """Drops a machine's memory; its root filesystem stays. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """A launcher that can end what does not answer."""
+
+    async def end(self, machine: MachineId) -> None:
+        """Ends what runs of a machine at once; what it has on disk stays. Idempotent."""
         ...

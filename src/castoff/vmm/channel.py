@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from castoff.vmm.guest_processes import GuestProcess
     from castoff.vmm.vmm import VmmHandle
 
-__all__ = ["Event", "Exit", "GuestChannel", "GuestSession", "Output", "Ready", "Told"]
+__all__ = ["Event", "Exit", "GuestChannel", "GuestSession", "GuestSilent", "Output", "Ready", "Told"]
 
 _ACKNOWLEDGE_EVERY: Final = 64 * 1024
 _MAX_EVENTS: Final = 4096
@@ -232,6 +232,10 @@ class GuestSession:
         self._input_taken = offset
 
 
+class GuestSilent(Unavailable):
+    """A guest did not answer in time. It may be slow, stopped or hung: that it ended nobody has said."""
+
+
 class GuestChannel:
     """A connection to a guest's init. Made by :meth:`connect`; usable as a context manager.
 
@@ -261,7 +265,8 @@ class GuestChannel:
             control: Connect to the handle's control channel: for a second client beside the one that has the streams.
 
         Raises:
-            Unavailable: Nobody answered in time, or the machine ended.
+            GuestSilent: Nobody answered in time.
+            Unavailable: The machine ended.
             Invalid: Who answered is no guest init, or one of another version.
         """
         from castoff.vmm.sockets import connect_guest
@@ -280,7 +285,7 @@ class GuestChannel:
                     await channel.close()
                     raise
         except TimeoutError as error:
-            raise Unavailable(
+            raise GuestSilent(
                 f"the guest did not answer within {timeout:.0f} s", hint="its console log tells how far its kernel came"
             ) from error
         return channel

@@ -28,7 +28,7 @@ from castoff.machine.resume import resume
 from castoff.machine.suspension import end_suspended, forget, is_kept, wake
 from castoff.store.builds import uninterrupted
 from castoff.store.durable import fsync_path, replace_file
-from castoff.vmm.channel import GuestChannel
+from castoff.vmm.channel import GuestChannel, GuestSilent
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.limits import group_of, leave, why_killed
 from castoff.vmm.rates import granted
@@ -40,24 +40,25 @@ _ROOT: Final = "root.ext4"
 _KEPT: Final = "kept"
 _SURROUNDINGS: Final = "guest.json"
 _CONNECT: Final = 30.0
-"""Seconds in which a guest that was left answers again."""
 _POWER_OFF: Final = 10.0
 """Seconds that one has to unmount its disk."""
 
 
 class HostLauncher:
-    """Implements castoff.lifecycle.launcher.Launcher, Remembering and Keeping.
+    """Implements castoff.lifecycle.launcher.Launcher, Remembering, Keeping and Ending.
 
     Args:
         host: Where machines run.
         logs: Gets what they write.
         rootfs_directories: Where prepared root filesystems may lie.
+        patience: Seconds in which a guest that an earlier agent left answers.
     """
 
-    def __init__(self, host: Host, logs: Logs, rootfs_directories: Sequence[Path] = ()) -> None:
+    def __init__(self, host: Host, logs: Logs, rootfs_directories: Sequence[Path] = (), *, patience: float = _CONNECT) -> None:
         self._host = host
         self._logs = logs
         self._allowed = tuple(rootfs_directories)
+        self._patience = patience
         self._known = Known()
 
     def check(self, config: MachineConfig) -> None:
@@ -161,9 +162,16 @@ class HostLauncher:
             try:
                 surroundings = _read_surroundings(directory)
                 woken = await wake(record, handle, self._host.machines)
-                channel = await GuestChannel.connect(handle, _CONNECT)
+                channel = await GuestChannel.connect(handle, self._patience)
                 if woken:
                     await channel.set_clock()
+            except GuestSilent:
+                if record.exit_code is None:
+                    raise  # it runs: stopped, or on a host that is. Whoever asks again may find that it answers
+                await _ends(handle)  # its end was taken: it powers off
+                await handle.kill()
+                await self._over(record)
+                return None
             except (CastoffError, OSError):
                 if record.exit_code is not None:  # that was taken: it powers off
                     await _ends(handle)
@@ -181,6 +189,13 @@ class HostLauncher:
         """See castoff.lifecycle.launcher.Remembering."""
         record = await self._record(machine)
         return None if record is None else remembered(record)
+
+    async def end(self, machine: MachineId) -> None:
+        """See castoff.lifecycle.launcher.Ending."""
+        record = await self._record(machine)
+        if record is not None:
+            await end_machine(record, self._host.machines, self._host.config.vmm)
+            await self._over(record)
 
     async def discard(self, machine: MachineId) -> None:
         """See the port. The record goes last: by it the rest is found again."""
