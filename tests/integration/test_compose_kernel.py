@@ -225,6 +225,46 @@ def test_a_filesystem_that_was_lived_in_is_still_sound(rootfs: Path) -> None:
         assert fsck(rootfs) == ""
 
 
+def test_the_kernel_reads_large_attribute_values_and_goes_on_with_them(rootfs: Path) -> None:
+    """Values of up to 64 KiB, shared within a layer, across layers and by 1,500 files; replaced, removed and added to."""
+    largest, other = bytes(range(256)) * 256, b"o" * 5001
+    many = ((b"user.largest", largest), (b"user.b", b"b" * 100))
+    lower = [Row(b"shared/%04d" % number, attributes=many) for number in range(1500)]
+    lower += [
+        Row(b"one", attributes=((b"user.other", other), (b"trusted.same", other), (b"security.small", b"s"))),
+        Row(b"d", Kind.DIRECTORY, attributes=tuple((b"user.%03d" % number, b"%03d" % number * 700) for number in range(100))),
+        Row(b"gone", attributes=((b"user.gone", b"g" * 9000),)),
+    ]
+    upper = [Row(b"two", attributes=((b"user.two", other), (b"user.x", largest))), Row(b"gone", Kind.WHITEOUT)]
+    compose_rows(rootfs, [lower, upper], size=GIB)
+    assert check(rootfs) == []
+    assert fsck(rootfs) == ""
+    with mounted(rootfs) as mount:
+        for number in (0, 1023, 1024, 1499):
+            assert os.getxattr(mount / "shared" / f"{number:04}", "user.largest") == largest
+        assert {name: os.getxattr(mount / "one", name) for name in ("user.other", "trusted.same", "security.small")} == {
+            "user.other": other, "trusted.same": other, "security.small": b"s",
+        }  # fmt: skip
+        assert os.getxattr(mount / "two", "user.two") == other
+        assert os.getxattr(mount / "two", "user.x") == largest
+        for number in range(100):
+            assert os.getxattr(mount / "d", f"user.{number:03}") == b"%03d" % number * 700
+    with mounted(rootfs, options="rw") as mount:
+        for number in range(0, 1500, 3):
+            (mount / "shared" / f"{number:04}").unlink()
+        os.setxattr(mount / "shared" / "0001", "user.largest", largest[::-1])
+        os.setxattr(mount / "shared" / "0002", "user.more", other)
+        os.removexattr(mount / "one", "user.other")
+        os.removexattr(mount / "two", "user.x")
+        (mount / "d").rmdir()
+    assert fsck(rootfs) == ""
+    with mounted(rootfs) as mount:
+        assert os.getxattr(mount / "shared" / "0001", "user.largest") == largest[::-1]
+        assert os.getxattr(mount / "shared" / "0004", "user.largest") == largest
+        assert os.getxattr(mount / "shared" / "0002", "user.more") == other
+        assert os.getxattr(mount / "one", "trusted.same") == other
+
+
 def test_a_filesystem_torn_away_in_mid_write_recovers(rootfs: Path) -> None:
     """A copy taken while it is written to: the journal is replayed, and all is sound."""
     compose_rows(rootfs, lived_in(), size=512 * MIB)

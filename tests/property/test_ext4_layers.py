@@ -28,7 +28,14 @@ targets = st.one_of(
     st.sampled_from([b".", b"..", b"/", b"../../a/..", b"a//b/", b"t" * 70]),
 )
 attributes = st.sampled_from(
-    [(), ((b"user.x", b"1"),), ((b"user.long", b"v" * 300),), ((b"security.capability", bytes(20)), (b"trusted.t", b""))]
+    [
+        (),
+        ((b"user.x", b"1"),),
+        ((b"user.long", b"v" * 300),),
+        ((b"security.capability", bytes(20)), (b"trusted.t", b"")),
+        ((b"user.a", b"h" * 5000), (b"user.small", b"s")),
+        ((b"user.b", b"h" * 5000), (b"user.c", b"h" * 5000), (b"user.largest", bytes(range(256)) * 256)),
+    ]
 )
 
 

@@ -38,6 +38,10 @@ class Sample:
     """Inode numbers by path."""
 
 
+LARGE = (b"user.large", bytes(range(250)) * 24)
+"""Its value has an inode of its own, the last of all."""
+
+
 def rows() -> Iterator[Row]:
     yield Row(b"wide", Kind.DIRECTORY, mode=0o755, mtime=1)
     for number in range(60):
@@ -53,6 +57,8 @@ def rows() -> Iterator[Row]:
     yield Row(b"inside", attributes=((b"user.a", b"1"), (b"security.b", b"22")))
     yield Row(b"block", attributes=((b"user.a", bytes(range(200))), (b"system.posix_acl_access", ACL), (b"trusted.c", b"")))
     yield Row(b"shared", attributes=((b"user.a", bytes(range(200))), (b"system.posix_acl_access", ACL), (b"trusted.c", b"")))
+    yield Row(b"valued", attributes=(LARGE, (b"user.b", b"b"), (b"user.again", LARGE[1])))
+    yield Row(b"valued too", attributes=(LARGE,))
     yield Row(b"hard", Kind.HARDLINK, target=b"file")
 
 
@@ -90,6 +96,10 @@ def inode_offset(sample: Sample, number: int) -> int:
     return sample.composition.layout.inode_tables * BLOCK + (number - 1) * 256
 
 
+def value_inode(sample: Sample) -> int:
+    return max(sample.numbers.values()) + 1
+
+
 def mapped_block(sample: Sample, name: bytes, word: int = 5) -> int:
     """The block that word ``word`` of an inode's i_block names."""
     number = 2 if name == b"" else sample.numbers[name]
@@ -107,6 +117,8 @@ def regions(sample: Sample) -> dict[str, tuple[int, int]]:
         "extent leaf": mapped_block(sample, b"sparse", 4),
         "symlink": mapped_block(sample, b"long"),
         "attributes": struct.unpack_from("<I", sample.data, inode_offset(sample, sample.numbers[b"block"]) + 104)[0],
+        "value": int.from_bytes(sample.data[(at := inode_offset(sample, value_inode(sample)) + 60) : at + 4], "little"),
+        "entry of a value": struct.unpack_from("<I", sample.data, inode_offset(sample, sample.numbers[b"valued"]) + 104)[0],
         "block bitmap": layout.block_bitmaps,
         "inode bitmap": layout.inode_bitmaps,
         "journal": layout.journal,
@@ -117,6 +129,7 @@ def regions(sample: Sample) -> dict[str, tuple[int, int]]:
     for name, number in sample.numbers.items():
         if len(name) < 100:
             found[f"inode of {name.decode()}"] = (inode_offset(sample, number), 256)
+    found["inode of a value"] = (inode_offset(sample, value_inode(sample)), 256)
     found["inode of the root"] = (inode_offset(sample, 2), 256)
     found["inode of the journal"] = (inode_offset(sample, 8), 256)
     found["reserved inode"] = (inode_offset(sample, 3), 256)
@@ -125,7 +138,17 @@ def regions(sample: Sample) -> dict[str, tuple[int, int]]:
 
 STRUCTURES = [
     *("superblock", "descriptor", "block bitmap", "inode bitmap", "journal", "directory", "htree root", "htree leaf"),
-    *("extent leaf", "symlink", "attributes", "reserved inode", "inode of the root", "inode of the journal"),
+    *(
+        "extent leaf",
+        "symlink",
+        "attributes",
+        "value",
+        "entry of a value",
+        "inode of a value",
+        "reserved inode",
+        "inode of the root",
+        "inode of the journal",
+    ),
     *(f"inode of {name}" for name in ("wide", "file", "sparse", "some", "link", "long", "device", "fifo", "inside", "block")),
 ]
 
@@ -298,6 +321,31 @@ def test_wrong_attributes_under_a_right_checksum_are_noticed(sample: Sample) -> 
         blank = raw[:16] + bytes(4) + raw[20:]
         raw[16:20] = struct.pack("<I", checksum(seed, struct.pack("<Q", block), bytes(blank)))
         assert noticed(sample, [(offset, bytes(raw))]), place
+
+
+def test_wrong_values_under_right_checksums_are_noticed(sample: Sample) -> None:
+    """Every field of a value's inode, and what an entry says of it: number, size, hash."""
+    number = value_inode(sample)
+    at = inode_offset(sample, number)
+    with Image.open(sample.path) as image:
+        seed = image.seed
+    for place in (0, 2, 4, 8, 12, 16, 20, 24, 26, 28, 32, 36, 40, 56, 60, 104, 108, 120, 132, 144, 148, 152, 156, 160):
+        raw = bytearray(sample.data[at : at + 256])
+        raw[place] ^= 2
+        assert noticed(sample, [(at, sealed(bytes(raw), number, seed))]), place
+    assert not noticed(sample, [(at, sealed(sample.data[at : at + 256], number, seed))])
+    block = regions(sample)["entry of a value"][0] // BLOCK
+    for place in (36, 40, 44):
+        raw = bytearray(sample.data[block * BLOCK : (block + 1) * BLOCK])
+        raw[place] ^= 1
+        raw[16:20] = struct.pack("<I", checksum(seed, struct.pack("<Q", block), bytes(raw[:16] + bytes(4) + raw[20:])))
+        assert noticed(sample, [(block * BLOCK, bytes(raw))]), place
+
+
+def sealed(raw: bytes, number: int, seed: int) -> bytes:
+    """An inode under a right checksum."""
+    crc = checksum(checksum(seed, struct.pack("<II", number, 0)), raw[:124] + b"\0\0" + raw[126:130] + b"\0\0" + raw[132:])
+    return raw[:124] + struct.pack("<H", crc & 0xFFFF) + raw[126:130] + struct.pack("<H", crc >> 16) + raw[132:]
 
 
 def test_a_missing_or_foreign_bit_in_a_bitmap_is_noticed(sample: Sample) -> None:

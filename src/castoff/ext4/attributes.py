@@ -1,14 +1,15 @@
 """Extended attributes as ext4 keeps them: behind the inode where they fit, else in a block that inodes may share.
 
 Source: Documentation/filesystems/ext4/attributes.rst, fs/ext4/xattr.c and fs/ext4/acl.c. Namespaces that ext4 does not have
-are left out, as containerd's unpacker leaves them out. What does not fit into inode and block is refused.
+are left out, as containerd's unpacker leaves them out. Values for which neither has room get inodes of their own
+(:mod:`castoff.ext4.values`), the largest first.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from castoff.ext4.acl import disk_acl, mode_of_acl
 from castoff.ext4.structures import ATTRIBUTE_HEADER, BLOCK_SIZE
 from castoff.layers.names import show
 
-__all__ = ["Attribute", "AttributeSets", "attribute_sets", "parse_set"]
+__all__ = ["Attribute", "AttributeSets", "attribute_sets", "chain", "entry_hash", "entry_hashes", "parse_set"]
 
 _MAGIC = 0xEA020000
 _ENTRY = struct.Struct("<BBHIII")
@@ -46,22 +47,18 @@ class Attribute:
     index: int
     name: bytes
     value: bytes
+    large: bool = False
+    """Its value has an inode of its own."""
 
     @property
     def room(self) -> int:
-        """Bytes that its entry and value take."""
-        return (_ENTRY.size + len(self.name) + 3 & ~3) + (len(self.value) + 3 & ~3)
+        """Bytes that its entry takes, and its value if it stands there."""
+        return (_ENTRY.size + len(self.name) + 3 & ~3) + (0 if self.large else len(self.value) + 3 & ~3)
 
     @property
     def hash(self) -> int:
-        """e_hash (fs/ext4/xattr.c, ``ext4_xattr_hash_entry``)."""
-        value = 0
-        for character in self.name:
-            value = ((value << 5) ^ (value >> 27) ^ character) & _MASK
-        padded = self.value + bytes(-len(self.value) % 4)
-        for (word,) in struct.iter_unpack("<I", padded):
-            value = ((value << 16) ^ (value >> 16) ^ word) & _MASK
-        return value
+        """e_hash; 0 where it depends on the filesystem."""
+        return 0 if self.large else entry_hash(self.name, self.value)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,11 +70,52 @@ class AttributeSets:
     block: NDArray[np.int32]
     """[sets] which block it has, -1: none."""
     blocks: NDArray[np.uint32]
-    """[blocks, 1024] but for reference count and checksum."""
+    """[blocks, 1024] but for reference count and checksum, and what entries with large values and the hash say."""
     permissions: NDArray[np.int32]
     """[sets] the permission bits that an ACL stands for, -1: it has none."""
     default: NDArray[np.bool_]
     """[sets] has a default ACL, which only a directory can have."""
+
+    large_block: NDArray[np.uint32]
+    """Of each entry whose value has an inode of its own the block in which it stands, ascending."""
+    large_entry: NDArray[np.uint32]
+    """The byte of the block where it begins."""
+    large_value: NDArray[np.uint32]
+    """Which of the values it has."""
+    value_pool: NDArray[np.uint8]
+    """Those values, one after another."""
+    value_offsets: NDArray[np.uint32]
+    """[values + 1] where each starts."""
+
+
+def entry_hash(name: bytes, value: bytes) -> int:
+    """e_hash (fs/ext4/xattr.c, ``ext4_xattr_hash_entry``); of a value in an inode, ``value`` is that one's hash."""
+    result = 0
+    for character in name:
+        result = ((result << 5) ^ (result >> 27) ^ character) & _MASK
+    for (word,) in struct.iter_unpack("<I", value + bytes(-len(value) % 4)):
+        result = ((result << 16) ^ (result >> 16) ^ word) & _MASK
+    return result
+
+
+def chain(hashes: list[int]) -> int:
+    """h_hash of a block with entries of these hashes (``ext4_xattr_rehash``)."""
+    if 0 in hashes:  # the kernel never shares such a block, and gives it the hash 0
+        return 0
+    total = 0
+    for value in hashes:
+        total = ((total << 16) ^ (total >> 16) ^ value) & _MASK
+    return total
+
+
+def entry_hashes(block: bytes) -> list[int]:
+    """The e_hash of each entry of an attribute block that was made here."""
+    found, at = [], ATTRIBUTE_HEADER.itemsize
+    while block[at : at + 4] != bytes(4):
+        length, _, _, _, _, value = _ENTRY.unpack_from(block, at)
+        found.append(value)
+        at += _ENTRY.size + length + 3 & ~3
+    return found
 
 
 def parse_set(data: bytes) -> dict[bytes, bytes]:
@@ -117,6 +155,7 @@ def attribute_sets(pool: NDArray[np.uint8], offsets: NDArray[np.uint32], whose: 
     permissions = np.full(count, -1, dtype=np.int32)
     default = np.zeros(count, dtype=bool)
     blocks: list[bytes] = []
+    large = _Large()
     bounds = offsets.tolist()
     data = pool.tobytes()
     for number in range(count):
@@ -135,9 +174,31 @@ def attribute_sets(pool: NDArray[np.uint8], offsets: NDArray[np.uint32], whose: 
             words[number] = np.frombuffer(_in_inode(inside), dtype="<u4")
         if outside:
             block[number] = len(blocks)
+            large.add(len(blocks), outside)
             blocks.append(_in_block(outside))
     images = np.frombuffer(b"".join(blocks), dtype="<u4").reshape(-1, BLOCK_SIZE // 4)
-    return AttributeSets(words, block, images, permissions, default)
+    return AttributeSets(words, block, images, permissions, default, *large.columns())
+
+
+class _Large:
+    """Collects the entries of large values, and the values, equal ones once."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[int, int, int]] = []
+        self._values: dict[bytes, int] = {}
+
+    def add(self, block: int, attributes: list[Attribute]) -> None:
+        at = ATTRIBUTE_HEADER.itemsize
+        for attribute in attributes:
+            if attribute.large:
+                self._entries.append((block, at, self._values.setdefault(attribute.value, len(self._values))))
+            at += _ENTRY.size + len(attribute.name) + 3 & ~3
+
+    def columns(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint32]]:
+        block, entry, value = np.array(self._entries, dtype=np.uint32).reshape(-1, 3).T
+        offsets = np.cumsum([0, *map(len, self._values)]).astype(np.uint32)
+        pool = np.frombuffer(b"".join(self._values), dtype=np.uint8)
+        return block.copy(), entry.copy(), value.copy(), pool, offsets
 
 
 def _attributes(whole: dict[bytes, bytes]) -> list[Attribute]:
@@ -160,25 +221,44 @@ def _attributes(whole: dict[bytes, bytes]) -> list[Attribute]:
 
 
 def _divided(attributes: list[Attribute]) -> tuple[list[Attribute], list[Attribute]]:
-    """Which attributes stand behind the inode and which in a block: all in one of them, if one has room for all."""
+    """Which attributes stand behind the inode and which in a block, as many values as need be in inodes of their own."""
+    least = sum(replace(attribute, large=True).room for attribute in attributes)
+    if least > _INODE_ROOM + _BLOCK_ROOM:  # before all that takes the square of their count
+        raise _too_many(least)
+    divided = _placed(attributes)
+    if divided:
+        return divided
+    kept = list(attributes)
+    filled = [attribute for attribute in attributes if attribute.value]
+    for attribute in sorted(filled, key=lambda attribute: len(attribute.value), reverse=True):
+        kept[kept.index(attribute)] = replace(attribute, large=True)
+        divided = _placed(kept)
+        if divided:
+            return divided
+    raise _too_many(least)
+
+
+def _too_many(room: int) -> Invalid:
+    most = _INODE_ROOM + _BLOCK_ROOM
+    said = f"extended attributes whose names take {room} bytes, more than ext4 can hold ({most})"
+    return Invalid(said, hint="make the image without them")
+
+
+def _placed(attributes: list[Attribute]) -> tuple[list[Attribute], list[Attribute]] | None:
+    """The same with these values large: all in one of the two places, if one has room for all; None where they do not fit."""
     total = sum(attribute.room for attribute in attributes)
-    if total <= _INODE_ROOM:
+    if total <= _INODE_ROOM and not any(attribute.large for attribute in attributes):
         return attributes, []
     if total <= _BLOCK_ROOM:
         return [], attributes
     inside: list[Attribute] = []
     left = _INODE_ROOM
     for attribute in attributes:
-        if attribute.room <= left:
+        if attribute.room <= left and not attribute.large:
             inside.append(attribute)
             left -= attribute.room
     outside = [attribute for attribute in attributes if attribute not in inside]
-    if sum(attribute.room for attribute in outside) > _BLOCK_ROOM:
-        raise Invalid(
-            f"extended attributes of {total} bytes, more than ext4 can hold ({_INODE_ROOM + _BLOCK_ROOM})",
-            hint="make the image without them",
-        )
-    return inside, outside
+    return (inside, outside) if sum(attribute.room for attribute in outside) <= _BLOCK_ROOM else None
 
 
 def _packed(attributes: list[Attribute], size: int, origin: int) -> tuple[bytes, list[int]]:
@@ -186,12 +266,12 @@ def _packed(attributes: list[Attribute], size: int, origin: int) -> tuple[bytes,
     image = bytearray(size)
     at, end, hashes = 0, size, []
     for attribute in attributes:
-        value = attribute.value
+        value = b"" if attribute.large else attribute.value
         end -= len(value) + 3 & ~3
         image[end : end + len(value)] = value
         offset = end + origin if value else 0
         hashes.append(attribute.hash)
-        _ENTRY.pack_into(image, at, len(attribute.name), attribute.index, offset, 0, len(value), hashes[-1])
+        _ENTRY.pack_into(image, at, len(attribute.name), attribute.index, offset, 0, len(attribute.value), hashes[-1])
         image[at + _ENTRY.size : at + _ENTRY.size + len(attribute.name)] = attribute.name
         at += _ENTRY.size + len(attribute.name) + 3 & ~3
     return bytes(image), hashes
@@ -204,11 +284,5 @@ def _in_inode(attributes: list[Attribute]) -> bytes:
 def _in_block(attributes: list[Attribute]) -> bytes:
     head = np.zeros(1, dtype=ATTRIBUTE_HEADER)
     body, hashes = _packed(attributes, BLOCK_SIZE - ATTRIBUTE_HEADER.itemsize, ATTRIBUTE_HEADER.itemsize)
-    total = 0
-    for value in hashes:
-        # A block with an entry whose hash is 0 is never shared by the kernel, and has the hash 0 itself.
-        total = ((total << 16) ^ (total >> 16) ^ value) & _MASK if value else 0
-        if not value:
-            break
-    head["h_magic"], head["h_blocks"], head["h_hash"] = _MAGIC, 1, total
+    head["h_magic"], head["h_blocks"], head["h_hash"] = _MAGIC, 1, chain(hashes)
     return head.tobytes() + body

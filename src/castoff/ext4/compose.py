@@ -99,7 +99,7 @@ def _apply(layers: Sequence[tuple[Digest, LayerTables]]) -> _Applied:
         -(-tables.segment_blocks // _CHUNK) * _CHUNK if index + 1 < len(layers) else tables.segment_blocks
         for index, (_, tables) in enumerate(layers)
     )
-    contents = Contents(len(numbering.item), directories.count + specials.blocks, segments)
+    contents = Contents(len(numbering.item) + len(specials.values), directories.count + specials.blocks, segments)
     return _Applied(stack, numbering, directories, specials, contents)
 
 

@@ -24,12 +24,15 @@ from castoff.ext4.stack import Stack
 from castoff.ext4.strings import spread
 from castoff.ext4.structures import BLOCK_SIZE, INODE
 from castoff.ext4.superblock import JOURNAL_INODE, TIME, superblock
+from castoff.ext4.values import value_blocks, value_inodes
 
 __all__ = ["Composition", "Placement"]
 
 _CHUNK_BLOCKS = 64
 _WINDOW = 512
 """Blocks made and written at once: 2 MiB, which stay in the cache between being made and being written."""
+_VALUES = 32
+"""Attribute values written at once: 2 MiB, if all are as large as can be."""
 _PER_BLOCK = BLOCK_SIZE // INODE.itemsize
 
 Piece = tuple[int, memoryview]
@@ -73,6 +76,11 @@ class Composition:
         return len(self.numbering.item)
 
     @property
+    def _used_inodes(self) -> int:
+        """With the filesystem's own, and those of large attribute values; their numbers are all up to this one."""
+        return FIRST_INODE - 2 + self.inodes + len(self.specials.values)
+
+    @property
     def entries(self) -> int:
         """Names, hardlinks included; without ``.`` and ``..``."""
         return len(self.numbering.entry_item)
@@ -82,7 +90,7 @@ class Composition:
         """Bytes that :meth:`write` writes."""
         groups = self._groups
         bitmaps = len(groups.block_bitmaps) * BLOCK_SIZE + len(groups.inode_bitmaps)
-        table = -(-(FIRST_INODE - 2 + self.inodes) // _PER_BLOCK) * BLOCK_SIZE
+        table = -(-self._used_inodes // _PER_BLOCK) * BLOCK_SIZE
         blocks = 1 + self.layout.descriptor_blocks + 1 + self.directories.count + self.specials.blocks
         return bitmaps + table + blocks * BLOCK_SIZE
 
@@ -139,9 +147,8 @@ class Composition:
             runs = self._live_runs(layer)
             starts.append(runs.start + segment)
             ends.append(runs.end + segment)
-        last = FIRST_INODE - 2 + self.inodes
         numbers = self.numbering.number[self.numbering.directory]
-        return describe_groups(layout, Runs(np.concatenate(starts), np.concatenate(ends)), last, numbers, self.seed)
+        return describe_groups(layout, Runs(np.concatenate(starts), np.concatenate(ends)), self._used_inodes, numbers, self.seed)
 
     def _pieces(self) -> Iterator[Piece]:
         """All that is written, by ascending offset; a piece is valid until the next one is asked for."""
@@ -151,8 +158,9 @@ class Composition:
             layout,
             self.uuid_bytes,
             free_blocks=groups.free_blocks,
-            used_inodes=FIRST_INODE - 2 + self.inodes,
+            used_inodes=self._used_inodes,
             journal=journal["i_block"][0].tolist(),
+            value_inodes=len(self.specials.values) > 0,
         )
         head = bytearray((1 + layout.descriptor_blocks) * BLOCK_SIZE)
         head[: len(first)] = first
@@ -163,6 +171,8 @@ class Composition:
         symlink_block = layout.metadata + self.directories.count
         attribute_block = symlink_block + len(self.specials.symlinks)
         tree_block = attribute_block + len(self.specials.attribute_source)
+        value_block = tree_block + int(self.specials.tree_blocks.sum())
+        value_inode = FIRST_INODE - 1 + self.inodes
         seeds = inode_seeds(self.seed, self.numbering.number)
         grown = trees(self.stack, self.numbering, self.specials, layout.segments, seeds[self.specials.treed], tree_block)
         table = InodeTable(
@@ -175,6 +185,7 @@ class Composition:
             symlink_block=symlink_block,
             attribute_block=attribute_block,
             tree_words=grown.inode_words,
+            values=value_inodes(self.specials.values, value_inode, value_block, self.seed),
         )
         yield from self._inode_table(table, journal)
         sb = bytearray(BLOCK_SIZE)
@@ -186,10 +197,15 @@ class Composition:
             yield (symlink_block + start) * BLOCK_SIZE, _bytes_of(words)
         for start in range(0, len(self.specials.attribute_source), _WINDOW):
             at = attribute_block + start
-            words = attribute_words(self.stack, self.specials.attribute_source[start : start + _WINDOW], at, self.seed)
+            sources = self.specials.attribute_source[start : start + _WINDOW]
+            words = attribute_words(self.stack, sources, self.specials.values, at, value_inode, self.seed)
             yield at * BLOCK_SIZE, _bytes_of(words)
         if len(grown.blocks):
             yield tree_block * BLOCK_SIZE, _bytes_of(grown.blocks)
+        values = self.specials.values
+        for start in range(0, len(values), _VALUES):
+            data = value_blocks(values, start, start + _VALUES)
+            yield (value_block + int(values.first[start])) * BLOCK_SIZE, memoryview(data)
 
     def _block_bitmaps(self, groups: Groups) -> Iterator[Piece]:
         """Runs of neighbouring groups' bitmaps."""
@@ -209,16 +225,16 @@ class Composition:
         window = np.zeros(_WINDOW * _PER_BLOCK, dtype=INODE)
         table.fill(0, 1, window[ROOT_INODE - 1 : ROOT_INODE])
         window[JOURNAL_INODE - 1] = journal[0]
-        index, used = 1, FIRST_INODE - 1
+        index, used, count = 1, FIRST_INODE - 1, self.inodes + len(table.values)
         while True:
-            end = min(index + len(window) - used, self.inodes)
+            end = min(index + len(window) - used, count)
             table.fill(index, end, window[used : used + end - index])
             used += end - index
             data = _bytes_of(window[: -(-used // _PER_BLOCK) * _PER_BLOCK])
             yield offset, data
             offset += len(data)
             index, used = end, 0
-            if index == self.inodes:
+            if index == count:
                 return
             _clear(window)
 

@@ -43,9 +43,19 @@ class InodeTable:
     """The first block of extended attributes."""
     tree_words: NDArray[np.uint32]
     """[treed, 15] i_block of the inodes whose extents stand in a tree."""
+    values: NDArray[np.void]
+    """The finished inodes of large attribute values, which follow those of the numbering."""
 
     def fill(self, start: int, end: int, inodes: NDArray[np.void]) -> None:
-        """Makes ``inodes``, zeros till now, those of the numbering's indices ``start`` to ``end``."""
+        """Makes ``inodes``, zeros till now, those of the numbering's indices ``start`` to ``end``; values' come last."""
+        named = len(self.numbering.item)
+        if end > named:
+            first = max(start, named)
+            inodes[first - start :] = self.values[first - named : end - named]
+        if start < named:
+            self._fill(start, min(end, named), inodes[: named - start])
+
+    def _fill(self, start: int, end: int, inodes: NDArray[np.void]) -> None:
         crcs = np.empty(end - start, dtype=np.uint32)
         patches = [Patch(WORD.LINKS, slice(None), self.numbering.links[start:end] << np.uint32(16))]
         for layer, first, last in self._pieces(start, end):
@@ -122,9 +132,9 @@ class InodeTable:
         low, high = np.searchsorted(specials.attributed, (start, end))
         if high > low:
             rows = specials.attributed[low:high] - start
-            place = (specials.attribute_block[low:high] + self.attribute_block).astype(np.uint32)
-            patches.append(Patch(WORD.ATTRIBUTE_BLOCK, rows, place))
-            patches.append(Patch(WORD.BLOCKS, rows, np.full(len(rows), 8, dtype=np.uint32)))
+            which = specials.attribute_block[low:high]
+            patches.append(Patch(WORD.ATTRIBUTE_BLOCK, rows, (which + self.attribute_block).astype(np.uint32)))
+            patches.append(Patch(WORD.BLOCKS, rows, ((1 + specials.values.charged[which]) * 8).astype(np.uint32)))
         low, high = np.searchsorted(specials.treed, (start, end))
         if high > low:
             rows = specials.treed[low:high] - start

@@ -1,4 +1,4 @@
-"""Metadata blocks besides directories: long symlinks, extended attributes, extent trees.
+"""Metadata blocks besides directories: long symlinks, extended attributes, extent trees, large attribute values.
 
 They follow the directories in that order. Which there are depends on the tree alone; where they lie on the geometry.
 """
@@ -18,6 +18,7 @@ from castoff.ext4.numbering import Numbering
 from castoff.ext4.stack import Stack
 from castoff.ext4.strings import spread
 from castoff.ext4.structures import BLOCK_SIZE
+from castoff.ext4.values import Values, find_values, finish_block, large_entries
 from castoff.layers.toc import Kind
 
 __all__ = ["Specials", "attribute_words", "find_specials", "live_items", "symlink_words", "trees"]
@@ -48,11 +49,12 @@ class Specials:
     """[attributed] the number of each one's block, from the first such block on."""
     attribute_source: NDArray[np.int64]
     """[attribute blocks, 3] layer, block of its sets, and how many inodes share it."""
+    values: Values
 
     @property
     def blocks(self) -> int:
         """All such blocks."""
-        return len(self.symlinks) + len(self.attribute_source) + int(self.tree_blocks.sum())
+        return len(self.symlinks) + len(self.attribute_source) + int(self.tree_blocks.sum()) + self.values.blocks
 
 
 def live_items(stack: Stack, numbering: Numbering, layer: int) -> tuple[NDArray[np.int64], int]:
@@ -79,13 +81,16 @@ def find_specials(stack: Stack, numbering: Numbering) -> Specials:
         attributed.append(with_block + first)
         wanted.append(block[with_block] + (number << 32))
     tree_counts = np.concatenate(counts)
+    attribute_block, attribute_source = _shared(np.concatenate(wanted))
     return Specials(
         np.concatenate(symlinks),
         np.concatenate(treed),
         tree_counts,
         tree_blocks(tree_counts),
         np.concatenate(attributed),
-        *_shared(np.concatenate(wanted)),
+        attribute_block,
+        attribute_source,
+        find_values(stack, attribute_source),
     )
 
 
@@ -112,11 +117,24 @@ def _shared(wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     return block, np.stack([kind >> 32, kind & 0xFFFFFFFF, sharers], axis=1)
 
 
-def attribute_words(stack: Stack, sources: NDArray[np.int64], first: int, seed: int) -> NDArray[np.uint32]:
-    """Blocks of extended attributes: those of ``sources``, from block ``first`` on; ``seed`` is the filesystem's."""
+def attribute_words(
+    stack: Stack, sources: NDArray[np.int64], values: Values, first: int, value_inode: int, seed: int
+) -> NDArray[np.uint32]:
+    """Blocks of extended attributes.
+
+    Args:
+        stack: The layers.
+        sources: Which blocks.
+        values: The large values, which have the inodes from ``value_inode`` on.
+        first: The number of the first block.
+        value_inode: See ``values``.
+        seed: The filesystem's.
+    """
     words = np.zeros((len(sources), _WORDS), dtype=np.uint32)
     for row, (layer, block, sharers) in enumerate(sources.tolist()):
-        words[row] = stack.layers[layer].inodes.attributes.blocks[block]
+        sets = stack.layers[layer].inodes.attributes
+        words[row] = sets.blocks[block]
+        finish_block(words[row], large_entries(sets, block), values, layer, value_inode, seed)
         words[row, _REFCOUNT] = sharers
         words[row, _CHECKSUM] = raw_crc(raw_crc(seed, (first + row).to_bytes(8, "little")), words[row].tobytes())
     return words

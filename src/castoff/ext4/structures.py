@@ -318,6 +318,7 @@ class Incompat:
     EXTENTS = 0x40
     BIT64 = 0x80
     FLEX_BG = 0x200
+    EA_INODE = 0x400
 
 
 class RoCompat:
@@ -343,6 +344,7 @@ class InodeFlag:
 
     INDEX = 0x1000
     EXTENTS = 0x80000
+    EA_INODE = 0x200000
 
 
 class Mode:

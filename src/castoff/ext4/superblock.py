@@ -46,7 +46,9 @@ def derived_uuid(layers: Sequence[Digest], size: int) -> bytes:
     return bytes(raw)
 
 
-def superblock(layout: Geometry, uuid: bytes, *, free_blocks: int, used_inodes: int, journal: Sequence[int]) -> bytes:
+def superblock(
+    layout: Geometry, uuid: bytes, *, free_blocks: int, used_inodes: int, journal: Sequence[int], value_inodes: bool
+) -> bytes:
     """The 1024 bytes of the superblock.
 
     Args:
@@ -55,6 +57,7 @@ def superblock(layout: Geometry, uuid: bytes, *, free_blocks: int, used_inodes: 
         free_blocks: Free blocks of all groups.
         used_inodes: Used inodes, the filesystem's own included.
         journal: The 15 words of the journal's i_block, kept as a backup.
+        value_inodes: Whether values of extended attributes have inodes of their own.
     """
     record = np.zeros(1, dtype=SUPERBLOCK)
     journal_size = layout.journal_blocks * 4096
@@ -81,7 +84,11 @@ def superblock(layout: Geometry, uuid: bytes, *, free_blocks: int, used_inodes: 
         "s_first_ino": FIRST_INODE,
         "s_inode_size": INODE.itemsize,
         "s_feature_compat": Compat.HAS_JOURNAL | Compat.EXT_ATTR | Compat.DIR_INDEX | Compat.SPARSE_SUPER2,
-        "s_feature_incompat": Incompat.FILETYPE | Incompat.EXTENTS | Incompat.BIT64 | Incompat.FLEX_BG,
+        "s_feature_incompat": Incompat.FILETYPE
+        | Incompat.EXTENTS
+        | Incompat.BIT64
+        | Incompat.FLEX_BG
+        | (Incompat.EA_INODE if value_inodes else 0),
         "s_feature_ro_compat": RoCompat.LARGE_FILE
         | RoCompat.HUGE_FILE
         | RoCompat.DIR_NLINK

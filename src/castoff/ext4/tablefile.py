@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "load", "save"]
 
-VERSION = 2
+VERSION = 3
 """Raised with every change of castoff.ext4 that changes a layer's tables."""
 
 _MAGIC = b"castofft"

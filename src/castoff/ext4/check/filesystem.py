@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from castoff import timeline
-from castoff.ext4.check.attributes import read_attributes
+from castoff.ext4.check.attributes import Seen, read_attributes
 from castoff.ext4.check.directories import read_directory
 from castoff.ext4.check.extents import Mapping, map_blocks
 from castoff.ext4.check.groups import check_groups, check_journal, check_superblock
-from castoff.ext4.check.image import BLOCK, Image, Inode, Problem
+from castoff.ext4.check.image import BLOCK, EA_INODE, Image, Inode, Problem
 
 __all__ = ["check"]
 
@@ -46,7 +46,7 @@ def check(path: Path) -> list[Problem]:
 class _Checker:
     image: Image
     used: NDArray[np.bool_] = field(init=False)
-    attribute_blocks: dict[int, int] = field(default_factory=dict)
+    attributes: Seen = field(default_factory=Seen)
     parents: dict[int, int] = field(default_factory=dict)
     links: dict[int, int] = field(default_factory=dict)
     entries: dict[int, array[int]] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class _Checker:
         while todo and len(image.problems) < _MAX_PROBLEMS:
             todo += self._inode(todo.pop())
         self._links()
-        self._attribute_blocks()
+        self._attributes()
         self._unused_inodes()
         self._groups()
 
@@ -107,6 +107,7 @@ class _Checker:
         for block in mapping.tree:
             self._claim(where, block, 1)
         blocks = sum(extent.length for extent in mapping.extents) + len(mapping.tree) + (inode.attribute_block != 0)
+        blocks += self.attributes.charged.get(inode.number, 0)
         if inode.sectors != blocks * 8:
             self.image.report(where, f"it says {inode.sectors} sectors and has {blocks * 8}")
         if mapping.extents and inode.kind != _DIRECTORY:
@@ -127,9 +128,9 @@ class _Checker:
             image.report(where, "it has something in a field that is not used")
         if any(nanoseconds > 999_999_999 for _, nanoseconds in inode.times):
             image.report(where, "it has a time that is none")
+        read_attributes(image, inode, self.attributes)
         mapping = self._mapping(inode)
         self._claim_mapping(inode, mapping)
-        read_attributes(image, inode, self.attribute_blocks)
         if inode.kind != _DIRECTORY:
             return []
         return self._directory(inode, mapping)
@@ -205,21 +206,33 @@ class _Checker:
         if self.inodes.get(self.lost_and_found, nothing)[0] != _DIRECTORY:
             self.image.report("directory 2", "there is no lost+found")
 
-    def _attribute_blocks(self) -> None:
-        for block, count in self.attribute_blocks.items():
+    def _attributes(self) -> None:
+        """Blocks and values of attributes, and who says that he shares them."""
+        for block, count in self.attributes.blocks.items():
             self._claim("attributes", block, 1)
             if int.from_bytes(self.image.block(block)[4:8], "little") != count:
                 self.image.report(f"block {block}", f"{count} inodes share it, and it says otherwise")
 
+        for number, count in self.attributes.references.items():
+            if number in self.inodes:
+                self.image.report(f"inode {number}", "it is an attribute's value, and has a name")
+            if int.from_bytes(self.image.inode_bytes(number)[36:40], "little") != count:
+                self.image.report(f"inode {number}", f"{count} attributes have its value, and it says otherwise")
+        for inode, mapping in self.attributes.mappings.values():
+            self._claim_mapping(inode, mapping)
+        if bool(self.image.superblock["s_feature_incompat"] & EA_INODE) != bool(self.attributes.references):
+            self.image.report("superblock", "its feature of attributes in inodes is wrong")
+
     def _unused_inodes(self) -> None:
         """What no name leads to must be empty: reserved inodes, and the rest of the last used block of a table."""
         image = self.image
-        last = max(self.inodes, default=_FIRST)
+        used = self.inodes.keys() | self.attributes.references.keys()
+        last = max(used, default=_FIRST)
         for number in (1, 3, 4, 5, 6, 7, 9, 10):
             if any(image.inode_bytes(number)):
                 image.report(f"inode {number}", "it is reserved, and not empty")
         tail = range(last + 1, min(-(-last // 16) * 16, int(image.superblock["s_inodes_count"])) + 1)
-        holes = [number for number in range(_FIRST, last) if number not in self.inodes]
+        holes = [number for number in range(_FIRST, last) if number not in used]
         for number in (*holes, *tail):
             if any(image.inode_bytes(number)):
                 image.report(f"inode {number}", "no name leads to it, and it is not empty")
@@ -228,7 +241,7 @@ class _Checker:
         image = self.image
         inodes = np.zeros(image.groups * image.inodes_per_group, dtype=bool)
         inodes[: _FIRST - 1] = True
-        inodes[np.array(list(self.inodes), dtype=np.int64) - 1] = True
+        inodes[np.array([*self.inodes, *self.attributes.references], dtype=np.int64) - 1] = True
         numbers = np.array([number for number, (kind, _) in self.inodes.items() if kind == _DIRECTORY], dtype=np.int64)
         directories = np.bincount((numbers - 1) // image.inodes_per_group, minlength=image.groups)
         check_groups(image, self.used, inodes, directories)

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from castoff.errors import Invalid, Unavailable
 from castoff.ext4.structures import GROUP_DESCRIPTOR, SUPERBLOCK
 
-__all__ = ["Image", "Inode", "Problem", "checksum"]
+__all__ = ["EA_INODE", "Image", "Inode", "Problem", "checksum"]
 
 BLOCK = 4096
 _MASK = 0xFFFFFFFF
-_SUPPORTED_INCOMPAT = 0x2 | 0x4 | 0x40 | 0x80 | 0x200
+EA_INODE = 0x400
+_SUPPORTED_INCOMPAT = 0x2 | 0x4 | 0x40 | 0x80 | 0x200 | EA_INODE
 _REQUIRED_INCOMPAT = 0x2 | 0x40 | 0x80
 _METADATA_CSUM = 0x400
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from castoff.ext4.check.attributes import read_attributes
+from castoff.ext4.check.attributes import Seen, read_attributes
 from castoff.ext4.check.directories import read_directory
 from castoff.ext4.check.extents import Mapping, map_blocks, read_contents
 from castoff.ext4.check.image import Image, Inode
@@ -77,7 +77,7 @@ def _file(image: Image, path: bytes, inode: Inode, mapping: Mapping, contents: b
         mtime=inode.times[2],
         target=target,
         device=_device(inode.block) if kind in (_CHARACTER, _BLOCK) else (0, 0),
-        attributes=read_attributes(image, inode, {}),
+        attributes=read_attributes(image, inode, Seen()),
         contents=data,
     )
 
