@@ -92,6 +92,17 @@ async def test_who_may(state: Castoff, tmp_path: Path) -> None:
         assert secret.encode() not in (state.state / "castoff.db").read_bytes()
 
 
+def test_what_a_host_cannot_hold_machines_to_is_said_once(state: Castoff, tmp_path: Path) -> None:
+    """At the agent's start: no control groups, a network that has no limit."""
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'[agent]\nlisten = ""\n[vmm.limits]\nparent = "{tmp_path}/no-such-group"\n[vmm.rates]\nnetwork_bytes = 1000000\n'
+    )
+    with agent(Castoff(state.state, state.image, config)) as running:
+        assert running.said.count("machines run without limits of CPU, memory and processes: ") == 1
+        assert running.said.count("QEMU's user network cannot be limited") == 1
+
+
 def test_what_an_agent_refuses(state: Castoff, tmp_path: Path) -> None:
     """A second one over the same state; an address beyond loopback without TLS; settings that are none."""
     with agent(state):

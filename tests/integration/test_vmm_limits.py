@@ -29,7 +29,17 @@ from castoff.lifecycle.launcher import Launch
 from castoff.machine.model import new_machine_id
 from castoff.vmm.cgroups import Group, Limits, Tree, find_tree
 from castoff.vmm.kernel import find_kernel
-from castoff.vmm.limits import Entrance, all_usage, end_groups, entrance, group_of, machine_limits, open_tree, why_killed
+from castoff.vmm.limits import (
+    Entrance,
+    all_usage,
+    end_groups,
+    entrance,
+    group_of,
+    machine_limits,
+    missing_limits,
+    open_tree,
+    why_killed,
+)
 from castoff.vmm.process import MonitorProcess, spawn
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import LimitSettings, QemuSettings, VmmSettings
@@ -230,6 +240,13 @@ async def test_limits_that_are_demanded(machines: Path, tree: Tree | None) -> No
     process, group = await start(specification(machines), LimitSettings(mode="off"), "true")
     assert group is None and await process.wait() == 0
     demanded = LimitSettings(mode="require", parent=nowhere.parent)
+    assert missing_limits(nowhere, machines).startswith("machines run without limits of CPU, memory and processes: ")
+    assert missing_limits(demanded, machines).startswith("every start is refused: ")
+    assert missing_limits(LimitSettings(mode="off"), machines) == ""
+    if tree is not None:
+        said = missing_limits(LimitSettings(), machines)
+        assert all(name in said for name in tree.missing) and bool(said) == bool(tree.missing)
+        assert tree.groups() == []
     with pytest.raises(Unsupported, match="cannot be used: No such file"):
         await start(specification(machines), demanded, "true")
     if tree is None:

@@ -36,7 +36,7 @@ from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.releases import Releases
 from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.volumes import Volumes
-from castoff.vmm.limits import all_usage
+from castoff.vmm.limits import all_usage, missing_limits
 
 __all__ = ["Agent", "database_path", "running"]
 
@@ -93,6 +93,11 @@ async def running(
         await apps.load()
         await volumes.load(discard_unknown=discard_unknown)
         token = (await tokens.create(name="first"))[1] if is_first and first_token else ""
+
+        if missing := await asyncio.to_thread(missing_limits, config.vmm.limits, host.store.machines):
+            notice(missing)
+        if config.machine.network == "user" and (config.vmm.rates.network_bytes or config.vmm.rates.most.network_bytes):
+            notice("vmm.rates: network_bytes does not apply: QEMU's user network cannot be limited")
 
         metrics = Metrics()
         sinks: list[CreateSink] = [metrics]

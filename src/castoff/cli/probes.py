@@ -21,7 +21,7 @@ from castoff.errors import CastoffError, Unsupported
 from castoff.rootfs.settings import RootfsSettings
 from castoff.store.store import Store
 from castoff.vmm.kernel import Kernel, find_kernel
-from castoff.vmm.limits import machine_limits, open_tree
+from castoff.vmm.limits import try_limits
 from castoff.vmm.probe import kvm_runs
 from castoff.vmm.settings import LimitSettings, VmmSettings
 
@@ -145,18 +145,11 @@ def limits(settings: LimitSettings, machines: Path) -> Finding:
     if settings.mode == "off":
         return Finding("limits", False, "vmm.limits.mode is off", gives, "set it to auto or require")
     try:
-        tree = open_tree(settings, machines)
-        group = tree.make("doctor")
-        try:
-            group.set_limits(machine_limits(settings, cpus=1, memory=1 << 30, emulated=True))
-        finally:
-            group.remove()
+        tree = try_limits(settings, machines)
     except CastoffError as error:
         return Finding(
             "limits", False, error.what, gives, error.hint or "see docs/operations.md", needed=settings.mode == "require"
         )
-    except OSError as error:
-        return Finding("limits", False, f"{error.filename}: {error.strerror}", gives, "see docs/operations.md")
     kind = "cgroup v2" if tree.unified else "cgroup v1, whose memory limits are coarse"
     if tree.missing:
         lacking = ", ".join(tree.missing)

@@ -30,9 +30,11 @@ __all__ = [
     "group_of",
     "leave",
     "machine_limits",
+    "missing_limits",
     "open_tree",
     "state_of",
     "sweep_groups",
+    "try_limits",
     "why_killed",
 ]
 
@@ -71,6 +73,47 @@ def open_tree(settings: LimitSettings, machines: Path) -> Tree:
     if settings.mode == "require" and tree.missing:
         raise Unsupported(f"this host's control groups have no {', '.join(tree.missing)}")
     return tree
+
+
+def try_limits(settings: LimitSettings, machines: Path) -> Tree:
+    """Makes a group with a limit of each kind, and removes it: where the groups are in which that works. Blocks.
+
+    Args:
+        settings: Of limits.
+        machines: The directory of machines' records.
+
+    Raises:
+        Unsupported: It does not work.
+        Unavailable: The group cannot be removed.
+    """
+    tree = open_tree(settings, machines)
+    group = tree.make("trial")
+    try:
+        group.set_limits(machine_limits(settings, cpus=1, memory=1 << 30, emulated=True))
+    except OSError as error:
+        raise Unsupported(f"{error.filename}: {error.strerror}", hint="see docs/operations.md") from error
+    finally:
+        group.remove()
+    return tree
+
+
+def missing_limits(settings: LimitSettings, machines: Path) -> str:
+    """To what this host cannot hold a VMM, for people; empty: it can, or shall not. Blocks.
+
+    Args:
+        settings: Of limits.
+        machines: The directory of machines' records.
+    """
+    if settings.mode == "off":
+        return ""
+    try:
+        missing = try_limits(settings, machines).missing
+    except CastoffError as error:
+        kept = (
+            "every start is refused" if settings.mode == "require" else "machines run without limits of CPU, memory and processes"
+        )
+        return f"{kept}: {error}"
+    return f"machines run without limits of {', '.join(missing)}: this host's control groups have none" if missing else ""
 
 
 class Entrance:
