@@ -20,6 +20,7 @@ from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
 from castoff.lifecycle.settings import AgentSettings
 from castoff.machine.settings import MachineSettings
+from castoff.peers.settings import PeerSettings
 from castoff.rootfs.settings import RootfsSettings
 from castoff.sources.settings import SourceSettings
 from castoff.store.settings import StoreSettings
@@ -50,6 +51,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rootfs: RootfsSettings = RootfsSettings()
     sources: SourceSettings = SourceSettings()
     hydrate: HydrateSettings = HydrateSettings()
+    peers: PeerSettings = PeerSettings()
     vmm: VmmSettings = VmmSettings()
     machine: MachineSettings = MachineSettings()
     agent: AgentSettings = AgentSettings()

@@ -61,6 +61,7 @@ class Host:
             artifact=config.artifact,
             sources=config.sources,
             hydrate=config.hydrate,
+            peers=config.peers,
             converted=self._converted,
             notice=notice,
         )

@@ -138,8 +138,14 @@ async def _from_artifact(image: Image, artifact: Artifact, wish: _Wish, store: S
         stack = [begun[layer.diff_id].stored for layer in image.layers]
         size = _size(wish, [layer.have.segment_size for layer in stack], providers)
         only = profile or await wanted_chunks(image, stack, size)
-        source: ChunkSource = RegistrySource(artifact.repository, providers.sources, providers.image)
         quarantine = Quarantine(providers.sources.quarantine)
+        source: ChunkSource = RegistrySource(artifact.repository, providers.sources, providers.image)
+        if providers.peers.is_used:
+            from castoff.peers.frames import indexed
+            from castoff.peers.swarm import SwarmSource
+
+            book = indexed({layer.pack: layer.index for layer in begun.values()})
+            source = SwarmSource(providers.peers, book, source, quarantine)
         reader = ChunkReader(LimitedSource(source, wish.limit) if wish.limit else source, quarantine)
         try:
             return await fetch_layers(tuple(begun.values()), reader, store, only=only)

@@ -17,6 +17,7 @@ from castoff.hydrate.record import RECORD, FrontKind, LazyLayer, LazyRecord, rea
 from castoff.hydrate.state import ABSENT, FILLING, PRESENT, ChunkStates, write_state
 from castoff.layers.index import LayerIndex
 from castoff.layers.toc import CHUNK
+from castoff.peers.settings import PeerSettings
 
 
 def lazy_map(path: Path) -> LazyMap:
@@ -164,3 +165,19 @@ def test_an_origin_that_fails_is_left_alone_longer_each_time() -> None:
     assert origin.retry_at == 0.0
     assert origin.failing == ""
     assert told == ["registry r fails: down", "registry r is back"]
+
+
+def test_a_record_keeps_its_peers(tmp_path: Path) -> None:
+    """Also the paths of certificates, which JSON has no word for."""
+    peers = PeerSettings(urls=("https://10.0.0.1:4290",), certificate=tmp_path / "a.pem", key=tmp_path / "a.key")
+    record = LazyRecord(
+        image="sha256:" + "0" * 64,
+        repository="localhost:5000/app",
+        artifact="sha256:" + "1" * 64,
+        layers=(),
+        size=1 << 20,
+        front=FrontKind.FUSE,
+        peers=peers,
+    )
+    write_record(tmp_path, record)
+    assert read_record(tmp_path) == record

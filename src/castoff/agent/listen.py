@@ -15,7 +15,7 @@ from castoff.errors import Conflict, Invalid, Unavailable
 from castoff.lifecycle.settings import AgentSettings
 from castoff.vmm.sockets import listen_unix
 
-__all__ = ["SOCKET", "agent_directory", "alone", "bind", "parse_listen", "tls_context"]
+__all__ = ["SOCKET", "agent_directory", "alone", "bind", "bind_tcp", "parse_listen", "tls_context"]
 
 SOCKET = "agent.sock"
 
@@ -56,19 +56,29 @@ def parse_listen(settings: AgentSettings) -> tuple[str, int] | None:
     """
     if not settings.listen:
         return None
-    host, colon, port = settings.listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError as error:
-        raise Invalid(f"agent.listen: {settings.listen!r} is not ADDRESS:PORT", hint="127.0.0.1:4280, for instance") from error
-    if not colon or not port.isascii() or not port.isdigit() or not 0 <= int(port) < 65536:
-        raise Invalid(f"agent.listen: {settings.listen!r} has no port", hint="127.0.0.1:4280, for instance")
-    if not address.is_loopback and (settings.tls_certificate is None or settings.tls_key is None):
+    host, port = _address("agent.listen", settings.listen)
+    if not ipaddress.ip_address(host).is_loopback and (settings.tls_certificate is None or settings.tls_key is None):
         raise Invalid(
             f"agent.listen: {host} is beyond loopback, and tokens must not travel in the clear",
             hint="set agent.tls_certificate and agent.tls_key, or listen at 127.0.0.1 behind a proxy that has TLS",
         )
+    return host, port
+
+
+def _address(name: str, listen: str) -> tuple[str, int]:
+    """Address and port of a setting.
+
+    Raises:
+        Invalid: It is neither.
+    """
+    host, colon, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        raise Invalid(f"{name}: {listen!r} is not ADDRESS:PORT", hint="127.0.0.1:4280, for instance") from error
+    if not colon or not port.isascii() or not port.isdigit() or not 0 <= int(port) < 65536:
+        raise Invalid(f"{name}: {listen!r} has no port", hint="127.0.0.1:4280, for instance")
     return host, int(port)
 
 
@@ -104,13 +114,35 @@ def bind(settings: AgentSettings, directory: Path) -> list[socket.socket]:
     sockets = [listen_unix(directory / SOCKET)]
     if where is None:
         return sockets
-    family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
-    tcp = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        return [*sockets, _bound("agent.listen", *where)]
+    except BaseException:
+        sockets[0].close()
+        raise
+
+
+def bind_tcp(name: str, listen: str, *, secured: bool) -> socket.socket:
+    """A bound socket for the setting ``name``, whose value is ``listen``.
+
+    Raises:
+        Unavailable: The address is taken, or not this host's.
+        Invalid: It is no address, or one beyond loopback without ``secured``: nobody there would be known.
+    """
+    host, port = _address(name, listen)
+    if not secured and not ipaddress.ip_address(host).is_loopback:
+        raise Invalid(
+            f"{name}: {host} is beyond loopback, and strangers must not come in",
+            hint="set peers.certificate, peers.key and peers.authority",
+        )
+    return _bound(name, host, port)
+
+
+def _bound(name: str, host: str, port: int) -> socket.socket:
+    tcp = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tcp.bind(where)
+        tcp.bind((host, port))
     except OSError as error:
         tcp.close()
-        sockets[0].close()
-        raise Unavailable(f"agent.listen: {settings.listen}: {error.strerror}", hint="is another program there?") from error
-    return [*sockets, tcp]
+        raise Unavailable(f"{name}: {host}:{port}: {error.strerror}", hint="is another program there?") from error
+    return tcp

@@ -16,6 +16,7 @@ from castoff.agent.launch.launcher import HostLauncher
 from castoff.agent.launch.logs import Logs
 from castoff.agent.listen import SOCKET, agent_directory, alone, bind, tls_context
 from castoff.agent.observe import ObservedLauncher
+from castoff.agent.peers.server import serving_peers
 from castoff.agent.reconcile import reconcile_forever, refuse_unknown
 from castoff.agent.routes import counted, log_routes
 from castoff.agent.tracing import Tracer
@@ -149,6 +150,7 @@ async def running(
             settings=settings,
         )
         app = build_app(parts, [counted(metrics, creates), log_routes(logs), app_log_routes(logs), partial(add_page, page=page)])
+        await enter(serving_peers(config.peers, host.store, creates.under_way))
         sockets = bind(settings, directory)
         address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""
         await enter(serving(app, sockets, tls=tls))

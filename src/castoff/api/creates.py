@@ -90,6 +90,7 @@ class Creates:
         self._sinks = tuple(sinks)
         self._keep = keep
         self._last: OrderedDict[str, Create] = OrderedDict()
+        self._launching = 0
 
     @contextlib.contextmanager
     def asked(self, app: str, *, since: float | None = None) -> Iterator[None]:
@@ -118,9 +119,17 @@ class Creates:
             create = self._begin(app)
         create.machine, create.app, create.image = machine, app, image
         self._remember(create)
-        with self._failing(create), recording(create.timeline):
-            yield create
+        self._launching += 1
+        try:
+            with self._failing(create), recording(create.timeline):
+                yield create
+        finally:
+            self._launching -= 1
         self._end(create, None)
+
+    def under_way(self) -> bool:
+        """Whether a machine is being launched now."""
+        return self._launching > 0
 
     def of(self, machine: str) -> Create | None:
         """The last create of a machine; None where it was not since the agent started, or too long ago."""

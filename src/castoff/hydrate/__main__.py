@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from castoff.errors import CastoffError, Conflict
@@ -21,6 +22,9 @@ from castoff.hydrate.handover import Inheritance, inherit, serving
 from castoff.hydrate.keeper_client import take_seat
 from castoff.hydrate.origin import ChunkReader
 from castoff.hydrate.record import LazyRecord
+from castoff.image.digest import Digest
+from castoff.sources.source import ChunkSource
+from castoff.store.store import Store
 
 _IDLE = 30.0
 _SWITCH = 0.0005
@@ -38,21 +42,31 @@ def _die(arguments: threading.ExceptHookArgs) -> None:
     os._exit(70)
 
 
-def _reader(record: LazyRecord) -> ChunkReader:
-    """Reads a record's packs from its registry."""
+def _reader(record: LazyRecord, store: Store) -> ChunkReader:
+    """Reads a record's packs from its peers, if it has any, and its registry."""
     from castoff.sources import chunks
     from castoff.sources.quarantine import Quarantine
     from castoff.sources.registry import RegistrySource
 
-    source = RegistrySource(record.repository, record.sources, record.registry)
-    return chunks.ChunkReader(source, Quarantine(record.sources.quarantine))
+    quarantine = Quarantine(record.sources.quarantine)
+    source: ChunkSource = RegistrySource(record.repository, record.sources, record.registry)
+    if record.peers.is_used:
+        from castoff.peers.frames import stored
+        from castoff.peers.swarm import SwarmSource
+
+        layers = {Digest.parse(layer.pack): Digest.parse(layer.diff_id) for layer in record.layers}
+        source = SwarmSource(record.peers, stored(store, layers), source, quarantine)
+    return chunks.ChunkReader(source, quarantine)
 
 
 async def _run(found: Inheritance) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    async with serving(found, _reader, _say) as hydrator, open_doors(found.store.state, hydrator) as doors:
+    async with (
+        serving(found, partial(_reader, store=found.store), _say) as hydrator,
+        open_doors(found.store.state, hydrator) as doors,
+    ):
         guarding = asyncio.create_task(found.keeper.guard())
         idle_since = time.monotonic()
         while not ending.is_set() and time.monotonic() - idle_since < _IDLE:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from castoff.errors import Invalid
 from castoff.hydrate.origin import ChunkReader, Origin
-from castoff.hydrate.record import LazyRecord
+from castoff.hydrate.record import LazyLayer, LazyRecord
 from castoff.hydrate.segments import Segment
 from castoff.hydrate.served import Served
 from castoff.image.digest import Digest
@@ -104,7 +104,7 @@ class Library:
 
     def _origin(self, served: Served) -> Origin:
         record = served.record
-        key = (record.repository, repr(record.registry), repr(record.sources))
+        key = (record.repository, repr(record.registry), repr(record.sources), repr(record.peers), *_books(record))
         origin = self._origins.get(key)
         if origin is None:
             reader = self._open_reader(record)
@@ -125,3 +125,8 @@ class Library:
             if origin in segment.origins:
                 segment.origins.remove(origin)
         await origin.reader.close()
+
+
+def _books(record: LazyRecord) -> tuple[LazyLayer, ...]:
+    """What besides tells origins apart: with peers a reader must know of which layers its packs are."""
+    return record.layers if record.peers.is_used else ()

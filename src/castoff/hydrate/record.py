@@ -22,6 +22,7 @@ import msgspec
 from castoff.errors import Invalid, NotFound
 from castoff.hydrate.settings import HydrateSettings
 from castoff.image.settings import ImageSettings
+from castoff.peers.settings import PeerSettings
 from castoff.sources.settings import SourceSettings
 from castoff.store.durable import replace_file
 
@@ -109,6 +110,8 @@ class LazyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """How the repository is reached: the hydrator outlives whoever had the configuration."""
     sources: SourceSettings = SourceSettings()
     """How patiently it is read."""
+    peers: PeerSettings = PeerSettings()
+    """Which other hosts are asked before it."""
 
 
 def write_record(directory: Path, record: LazyRecord) -> None:
@@ -116,7 +119,7 @@ def write_record(directory: Path, record: LazyRecord) -> None:
 
     Not flushed: after a crash of the host the machine is gone, and its clone with it.
     """
-    replace_file(directory / RECORD, msgspec.json.encode(record), mode=0o600, durable=False)
+    replace_file(directory / RECORD, msgspec.json.encode(record, enc_hook=str), mode=0o600, durable=False)
 
 
 def read_record(directory: Path) -> LazyRecord:
@@ -128,7 +131,7 @@ def read_record(directory: Path) -> LazyRecord:
     """
     path = directory / RECORD
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=LazyRecord)
+        record = msgspec.json.decode(path.read_bytes(), type=LazyRecord, dec_hook=lambda kind, value: kind(value))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"{directory} has no lazy rootfs") from error
     except msgspec.MsgspecError as error:

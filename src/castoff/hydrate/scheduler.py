@@ -25,6 +25,7 @@ from castoff.hydrate.origin import Origin
 from castoff.hydrate.segments import Segment
 from castoff.hydrate.served import Served
 from castoff.hydrate.state import ABSENT, PRESENT
+from castoff.sources.urgency import URGENCY, Urgency
 
 __all__ = ["Class", "Scheduler"]
 
@@ -42,6 +43,11 @@ class Class(IntEnum):
 
 _AT_ONCE = {Class.FOREGROUND: 16, Class.PREFETCH: 4, Class.BACKGROUND: 2}
 """Fetches that are under way at a time."""
+_URGENCY = {
+    Class.FOREGROUND: Urgency.WAITED_FOR,
+    Class.PREFETCH: Urgency.SOON,
+    Class.BACKGROUND: Urgency.BULK,
+}
 _BATCH = {Class.FOREGROUND: 4, Class.PREFETCH: 8, Class.BACKGROUND: 4}
 """Chunks of one fetch; in the foreground they are neighbours that one request wants. In the background few: what is under way
 when a guest begins to wait is before it in the link's queue (290 KB a batch, 12 ms at 200 Mbit/s)."""
@@ -258,6 +264,7 @@ class Scheduler:
         """One try to get these chunks; what did not come is queued again."""
         left = set(numbers)
         begun = time.monotonic()
+        URGENCY.set(_URGENCY[kind])  # this task's, and of those that it starts
         filling: list[asyncio.Task[None]] = []
         try:
             async with asyncio.timeout(_STALL) as stall, aclosing(origin.reader.fetch(segment.index, numbers)) as chunks:

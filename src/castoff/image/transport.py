@@ -225,12 +225,24 @@ class Transport:
         quick_ack: Have the kernel acknowledge what comes at once: for many small answers, each of which somebody waits for.
         small: Bytes of an answer's body up to which it is read by the thread that reads its headers: each change of threads
             costs a turn of a busy processor.
+        tls: Makes the TLS context instead of the settings' authorities; None of it: the settings'. Called in a thread, once.
+        direct: Pass over the environment's proxies.
     """
 
-    def __init__(self, settings: ImageSettings, *, quick_ack: bool = False, small: int = 0) -> None:
+    def __init__(
+        self,
+        settings: ImageSettings,
+        *,
+        quick_ack: bool = False,
+        small: int = 0,
+        tls: Callable[[], ssl.SSLContext | None] = lambda: None,
+        direct: bool = False,
+    ) -> None:
         self._settings = settings
         self._quick_ack = quick_ack
         self._small = small
+        self._make_tls = tls
+        self._direct = direct
         self.patience = 4 * settings.read_timeout
         """Seconds that the whole of a small answer may take."""
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="castoff-http")
@@ -278,7 +290,7 @@ class Transport:
             if wire.is_reusable():
                 return wire
             wire.close()
-        proxy = proxy_for(origin)
+        proxy = None if self._direct else proxy_for(origin)
         host, port = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
         sock = await connect_tcp(host, port, self._settings.connect_timeout)
         wire = _Wire(origin, sock, proxy, quick_ack=self._quick_ack)
@@ -294,7 +306,7 @@ class Transport:
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = make_tls_context(self._settings.ca_file)
+            self._tls = self._make_tls() or make_tls_context(self._settings.ca_file)
         return self._tls
 
     async def _in_thread(self, wire: _Wire, call: Callable[[], _T]) -> _T:

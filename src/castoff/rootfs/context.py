@@ -12,6 +12,7 @@ from castoff.hydrate.settings import HydrateSettings
 from castoff.image.image import Image
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
+from castoff.peers.settings import PeerSettings
 from castoff.rootfs.settings import RootfsSettings
 from castoff.sources.settings import SourceSettings
 from castoff.store.store import Store
@@ -31,6 +32,7 @@ class ProviderContext:
         artifact: Where rootfs artifacts are looked for.
         sources: How patiently chunks are fetched.
         hydrate: How the chunks of lazy root filesystems come in.
+        peers: Which other hosts are asked before the registry.
         converted: Told of an image whose layers had to be converted: its artifact is not there yet.
         notice: Told a line for people where the answer is not what they may expect: an artifact that nobody trusts.
     """
@@ -42,6 +44,7 @@ class ProviderContext:
     artifact: ArtifactSettings = field(default_factory=ArtifactSettings)
     sources: SourceSettings = field(default_factory=SourceSettings)
     hydrate: HydrateSettings = field(default_factory=HydrateSettings)
+    peers: PeerSettings = field(default_factory=PeerSettings)
     converted: Callable[[Image], None] = lambda image: None
     notice: Callable[[str], None] = lambda line: None
 

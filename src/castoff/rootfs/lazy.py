@@ -138,6 +138,7 @@ class LazyRootfs:
             hydrate=self.context.hydrate,
             registry=self.context.image,
             sources=self.context.sources,
+            peers=self.context.peers,
         )
 
 

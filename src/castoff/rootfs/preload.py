@@ -7,7 +7,8 @@ that is gone), the next time fetches what is missing and nothing else. A hydrato
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 
@@ -32,6 +33,8 @@ Numbers = Sequence[int] | NDArray[np.int64]
 
 _BATCH = 64
 """Chunks (16 MiB) that are flushed together: what a crash may cost."""
+_SOON = 0.2
+"""Seconds after which they are flushed in any case: other hosts are given only what a crash cannot take back."""
 
 
 async def fetch_layers(
@@ -68,13 +71,32 @@ async def _fetch(layer: RemoteLayer, numbers: Sequence[int], reader: ChunkReader
     with closing(IncomingSegment(layer.stored)) as segment, no_space_as(layer.stored.segment):
         with timeline.step("sources.chunks", layer=str(layer.stored.diff_id), total=_packed(layer.index, numbers)) as step:
             try:
-                async with aclosing(reader.fetch(layer.index, numbers)) as chunks:
+                async with _flushing(segment), aclosing(reader.fetch(layer.index, numbers)) as chunks:
                     async for number, data in chunks:
                         await asyncio.to_thread(_write, segment, number, data, layer.stored.segment)
                         step.advance(int(lengths[number]))
             finally:
                 await uninterrupted(segment.flush)
         await uninterrupted(segment.finish)
+
+
+@contextlib.asynccontextmanager
+async def _flushing(segment: IncomingSegment) -> AsyncIterator[None]:
+    """For the block what was written is flushed soon, also while nothing comes in."""
+
+    async def flush() -> None:
+        while True:
+            await asyncio.sleep(_SOON)
+            if segment.unflushed:
+                with contextlib.suppress(OSError):  # whoever ends the layer flushes too, and is told
+                    await uninterrupted(segment.flush)
+
+    task = asyncio.create_task(flush())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _write(segment: IncomingSegment, number: int, data: bytes, path: Path) -> None:
