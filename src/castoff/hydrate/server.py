@@ -35,6 +35,8 @@ from castoff.store.store import Store
 
 __all__ = ["Hydrator"]
 
+_FLUSH_SHARED = 0.2
+"""Seconds between two flushes where other hosts take part: they are given only what was flushed."""
 _FLUSH = 1.0
 """Seconds between flushes of what came in: what a crash of the host costs to fetch again."""
 _LOOK = 5.0
@@ -243,7 +245,8 @@ class Hydrator:
         """Flushes what came in, and drops whose directory is gone: a machine that nobody detached."""
         looked = time.monotonic()
         while True:
-            await asyncio.sleep(_FLUSH)
+            shared = any(served.record.peers.is_used for served in self._served.values())
+            await asyncio.sleep(_FLUSH_SHARED if shared else _FLUSH)
             try:
                 await self._library.flush()
             except OSError as error:

@@ -204,7 +204,8 @@ class Transfer:
         if time.monotonic() < self._hold and not all(seat.is_known for seat in self._seats):
             return []
         bringing = self._bringing()
-        stalled = time.monotonic() - self._progress > self._patience
+        late = time.monotonic() - self._progress > self._patience
+        stalled = late and not self._came.full()  # else it is the reader who is behind
         open_ = self._wanted & ~self._from_origin
         if not stalled:
             open_ &= ~self._taken
