@@ -92,6 +92,35 @@ async def test_who_may(state: Castoff, tmp_path: Path) -> None:
         assert secret.encode() not in (state.state / "castoff.db").read_bytes()
 
 
+async def test_a_machine_has_the_rates_that_it_asks_for_within_the_operators_bound(state: Castoff, tmp_path: Path) -> None:
+    """Too much is refused before there is a machine, as is what cannot be limited; what is granted reaches the VMM."""
+    config = tmp_path / "agent.toml"
+    config.write_text('[agent]\nlisten = ""\n[vmm.rates]\ndisk_operations = 5000\n[vmm.rates.most]\ndisk_bytes = 50000000\n')
+    with agent(Castoff(state.state, state.image, config)) as running:
+        async with running.client() as api:
+            await asked(api, "POST", "/v1/apps", {"name": "paced", "org_slug": "personal"}, status=201)
+            wanted = {"image": state.image, "init": {"exec": ["sleep", "1000"]}}
+            for rates, status in (({"disk_bytes": 60_000_000}, 400), ({"disk_bytes": 0}, 400), ({"network_bytes": 9000}, 501)):
+                await asked(api, "POST", "/v1/apps/paced/machines", {"config": wanted | {"rates": rates}}, status=status)
+            body = {"config": wanted | {"rates": {"disk_bytes": 40_000_000}}}
+            machine = await asked(api, "POST", "/v1/apps/paced/machines", body)
+            one = f"/v1/apps/paced/machines/{machine['id']}"
+            await asked(api, "GET", f"{one}/wait?state=started&timeout=60")
+            (record,) = [
+                json.loads((path / "machine.json").read_bytes()) for path in state.state.glob(f"store/machines/{machine['id']}")
+            ]
+            assert record["hardware"]["rates"] == {
+                "disk_bytes": 40_000_000,
+                "disk_operations": 5000,
+                "network_bytes": 0,
+                "burst_seconds": 1.0,
+            }
+            assert b"throttle-group" in Path(f"/proc/{record['vmm_state']['pid']}/cmdline").read_bytes()
+            await asked(api, "DELETE", f"{one}?force=true")
+            await asked(api, "GET", f"{one}/wait?state=destroyed&timeout=60")
+            assert await asked(api, "GET", "/v1/apps/paced/machines") == []
+
+
 def test_what_a_host_cannot_hold_machines_to_is_said_once(state: Castoff, tmp_path: Path) -> None:
     """At the agent's start: no control groups, a network that has no limit."""
     config = tmp_path / "agent.toml"
