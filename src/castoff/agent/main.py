@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -51,12 +52,14 @@ class Agent:
         address: ``ADDRESS:PORT`` that it listens at besides; empty: none.
         token: The first token's text, at the first start of all; empty later.
         machines: The machines.
+        tls: What it serves its port with; None: it has no TLS.
     """
 
     socket: Path
     address: str
     token: str
     machines: Machines
+    tls: ssl.SSLContext | None
 
 
 def database_path(state: Path) -> Path:
@@ -154,7 +157,7 @@ async def running(
         sockets = bind(settings, directory)
         address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""
         await enter(serving(app, sockets, tls=tls))
-        yield Agent(socket=directory / SOCKET, address=address, token=token, machines=machines)
+        yield Agent(socket=directory / SOCKET, address=address, token=token, machines=machines, tls=tls)
 
 
 @contextlib.asynccontextmanager

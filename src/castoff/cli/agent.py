@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from castoff.cli.exits import printable
 from castoff.cli.globals import Globals
 
 if TYPE_CHECKING:
-    from castoff.config import Config
+    from castoff.agent.reload import Reload
 
 __all__ = ["command"]
 
@@ -63,19 +64,21 @@ def _serve(shared: Globals, discard_unknown: bool) -> None:
     from castoff.cli.loop import complete
 
     _log_to_stderr(shared)
-    complete(_run(shared.load(), discard_unknown))
+    complete(_run(shared, discard_unknown))
 
 
-async def _run(config: Config, discard_unknown: bool) -> None:
+async def _run(shared: Globals, discard_unknown: bool) -> None:
     from castoff.agent.main import running
-    from castoff.agent.notify import notify
+    from castoff.agent.notify import notify, watchdog
     from castoff.agent.process import calm_collector, raise_descriptors
+    from castoff.agent.reload import Reload
 
     log = logging.getLogger("castoff.agent")
 
     def tell(line: str) -> None:
         log.info("%s", line)
 
+    config = shared.load()
     raise_descriptors()
     # A token in the journal would be read by whoever may read that: there, `castoff token create` makes the first one.
     first_token = not _is_journal(sys.stderr.fileno())
@@ -85,10 +88,31 @@ async def _run(config: Config, discard_unknown: bool) -> None:
         calm_collector()
         log.info("listening at %s%s", agent.socket, f" and {agent.address}" if agent.address else "")
         notify("READY=1")
+        watched = asyncio.create_task(watchdog())
         try:
-            await asyncio.get_running_loop().create_future()  # a signal cancels it
+            await _reload_at_hangups(shared, Reload(config, agent.tls, tell), log)  # a signal cancels it
         finally:
+            watched.cancel()
             notify("STOPPING=1")
+
+
+async def _reload_at_hangups(shared: Globals, reload: Reload, log: logging.Logger) -> None:
+    from castoff.agent.notify import notify
+    from castoff.config import load
+    from castoff.errors import CastoffError
+
+    hangup = asyncio.Event()
+    if not sys.stdin.isatty():  # there it says that the terminal is gone
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            reload.take(await asyncio.to_thread(load, shared.config, state=shared.state))
+        except CastoffError as error:
+            log.error("not reloaded, all stays as it was: %s", error)
+        notify("READY=1")
 
 
 def _is_journal(descriptor: int) -> bool:
