@@ -325,11 +325,11 @@ async def test_a_hydrator_reads_from_the_peers_of_its_record(scratch_xfs: Path, 
             await reader.close()
 
 
-async def test_an_agent_serves_its_peers_where_it_is_told_to(tmp_path: Path, layer: PackedLayer) -> None:
+async def test_an_agent_serves_its_peers_where_it_is_told_to(scratch_xfs: Path, layer: PackedLayer) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = Config(state=tmp_path / "state", agent=AgentSettings(listen=""), peers=PeerSettings(listen=address))
+    config = Config(state=scratch_xfs / "state", agent=AgentSettings(listen=""), peers=PeerSettings(listen=address))
     async with running(config):
         peer = peer_at(f"http://{address}", layer)
         assert await peer.locate(layer.digest) is None
