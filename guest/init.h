@@ -72,6 +72,7 @@ struct cmdline {
     char drives[256];  /* roles in device order, comma separated; used where drives have no serial */
     char address[20], gateway[20], nameserver[20];
     int prefix;        /* -1: no network */
+    char address6[48], gateway6[48]; /* empty: no IPv6 but what a card has by itself */
 };
 
 struct identity {

@@ -202,7 +202,7 @@ void settings_write_files(const struct settings *s) {
 
 static void copy(char *target, size_t size, const char *text) { snprintf(target, size, "%s", text); }
 
-/* ADDRESS/PREFIX,GATEWAY[,NAMESERVER] */
+/* ADDRESS/PREFIX,GATEWAY[,NAMESERVER[,ADDRESS6,GATEWAY6]] */
 static void cmdline_network(struct cmdline *c, char *text) {
     char *rest = NULL, *address = strtok_r(text, "/", &rest), *prefix = strtok_r(NULL, ",", &rest);
     char *gateway = strtok_r(NULL, ",", &rest), *nameserver = strtok_r(NULL, ",", &rest);
@@ -211,6 +211,10 @@ static void cmdline_network(struct cmdline *c, char *text) {
     copy(c->gateway, sizeof c->gateway, gateway);
     copy(c->nameserver, sizeof c->nameserver, nameserver ? nameserver : "");
     c->prefix = atoi(prefix);
+    char *address6 = strtok_r(NULL, ",", &rest), *gateway6 = strtok_r(NULL, ",", &rest);
+    if (!address6 || !gateway6) return;
+    copy(c->address6, sizeof c->address6, address6);
+    copy(c->gateway6, sizeof c->gateway6, gateway6);
 }
 
 static void cmdline_word(struct cmdline *c, char *word) {

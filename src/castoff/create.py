@@ -87,7 +87,9 @@ async def create(
     async with (
         contextlib.AsyncExitStack() as undo,
         contextlib.AsyncExitStack() as held,
-        _beside(prepare(config.vmm, request, store, network=network, known=known.kernels if known else None)) as prepared,
+        _beside(
+            prepare(config.vmm, request, store, network=network and request.tap is None, known=known.kernels if known else None)
+        ) as prepared,
         opened(request.image, request.platform, config=config, store=store, known=known) as (source, image),
     ):
         guest = guest_settings(image.config, request, hostname=name, linger=config.vmm.linger_seconds)
@@ -114,6 +116,7 @@ async def create(
             drives=(*drives, *_volumes(request)),
             ports=request.ports,
             network=network,
+            tap=request.tap,
             user=record.user,
             rates=rates,
         )

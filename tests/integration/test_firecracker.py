@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import firecracker_server
@@ -20,12 +22,13 @@ from castoff.conformance.vmm import check_vmm
 from castoff.disk.clone import Drive, Role
 from castoff.errors import Invalid, Unavailable, Unsupported
 from castoff.vmm.channel import GuestChannel, Output, Ready
-from castoff.vmm.firecracker import FirecrackerVmm, Tap
+from castoff.vmm.firecracker import FirecrackerVmm
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.probe import kvm_runs
 from castoff.vmm.rates import Rates
 from castoff.vmm.settings import FirecrackerSettings, VmmSettings
+from castoff.vmm.tap import Tap
 from castoff.vmm.vmm import MachineSpec, PortForward
 from guests import Guests, make_rootfs
 
@@ -75,6 +78,25 @@ def driver(programs: Path, *, own_user: bool, name: str = "firecracker") -> Fire
     return FirecrackerVmm(VmmSettings(own_user=own_user, firecracker=binaries, kernel_args=("from=settings",)))
 
 
+TAP = Tap(
+    device=f"tap{os.getpid()}",
+    bridge="",
+    mac="06:00:00:00:00:01",
+    address="10.9.8.7/24",
+    gateway="10.9.8.1",
+    nameserver="9.9.9.9",
+)
+
+
+@pytest.fixture(name="bridge")
+def _bridge() -> Iterator[str]:
+    name = f"br{os.getpid()}"
+    subprocess.run(["ip", "link", "add", "name", name, "type", "bridge"], check=True)
+    subprocess.run(["ip", "link", "set", "dev", name, "up"], check=True)
+    yield name
+    subprocess.run(["ip", "link", "delete", "dev", name], check=True)
+
+
 def requests(record: Path) -> list[tuple[str, dict[str, Any]]]:
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert [line["problem"] for line in lines] == [""] * len(lines)
@@ -82,11 +104,16 @@ def requests(record: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("jailed", [False, True])
-async def test_every_request_is_what_the_description_allows_and_in_order(programs: Path, spec: MachineSpec, jailed: bool) -> None:
+async def test_every_request_is_what_the_description_allows_and_in_order(
+    programs: Path, spec: MachineSpec, bridge: str, jailed: bool
+) -> None:
     """Unjailed, and as root in a jail with every file linked into it, readable by the jail's user and by name inside."""
     assert os.geteuid() == 0, "the jail needs root"
-    spec = replace(spec, options={"tap": Tap("tap0", "10.9.8.7/24", "10.9.8.1", "9.9.9.9", "06:00:00:00:00:01")})
+    spec = replace(spec, tap=msgspec.structs.replace(TAP, bridge=bridge))
     handle = await driver(programs, own_user=jailed).start(spec)
+    assert Path("/sys/class/net", bridge, "brif", TAP.device).exists()
+    owner = int(Path("/sys/class/net", TAP.device, "owner").read_text())
+    assert owner == Path("/proc", str(handle.pid)).stat().st_uid
     try:
         root = spec.directory / "jail/firecracker/castoff-m-1/root" if jailed else spec.directory
         told = requests(root / "requests.jsonl")
@@ -105,6 +132,7 @@ async def test_every_request_is_what_the_description_allows_and_in_order(program
         arguments = bodies["/boot-source"]["boot_args"].split()
         assert {"castoff.channel=vsock", "castoff.drives=base,upper", "from=settings", "reboot=k"} <= set(arguments)
         assert "castoff.net=10.9.8.7/24,10.9.8.1,9.9.9.9" in arguments
+        assert bodies["/network-interfaces/eth0"]["host_dev_name"] == TAP.device
         assert bodies["/drives/base"]["path_on_host"] == ("/base.drive" if jailed else str(spec.drives[0].path))
         assert [bodies[f"/drives/{name}"]["is_read_only"] for name in ("base", "upper")] == [True, False]
         assert not any(body.get("is_root_device") for body in bodies.values())
@@ -125,6 +153,7 @@ async def test_every_request_is_what_the_description_allows_and_in_order(program
         assert await asyncio.wait_for(handle.wait(), 5) == 0
     finally:
         await handle.kill()
+    assert not Path("/sys/class/net", TAP.device).exists()
 
 
 async def test_a_machine_without_a_tap_has_loopback_alone(programs: Path, spec: MachineSpec) -> None:
@@ -138,11 +167,12 @@ async def test_a_machine_without_a_tap_has_loopback_alone(programs: Path, spec: 
         await handle.kill()
 
 
-async def test_rates_are_given_to_every_drive_and_to_the_card(programs: Path, spec: MachineSpec) -> None:
+async def test_rates_are_given_to_every_drive_and_to_the_card(programs: Path, spec: MachineSpec, bridge: str) -> None:
     """In the description's form; none where nothing is limited."""
     rates = Rates(disk_bytes=10 << 20, disk_operations=500, network_bytes=1 << 20, burst_seconds=2)
-    tap = {"tap": Tap("tap0", "10.9.8.7/24", "10.9.8.1")}
-    handle = await driver(programs, own_user=False).start(replace(spec, rates=rates, options=tap))
+    handle = await driver(programs, own_user=False).start(
+        replace(spec, rates=rates, tap=msgspec.structs.replace(TAP, bridge=bridge))
+    )
     try:
         told = dict(requests(spec.directory / "requests.jsonl"))
         disk = {"bandwidth": {"size": 20 << 20, "refill_time": 2000}, "ops": {"size": 1000, "refill_time": 2000}}

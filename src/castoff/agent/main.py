@@ -16,6 +16,9 @@ from castoff.agent.images import HostImages
 from castoff.agent.launch.launcher import HostLauncher
 from castoff.agent.launch.logs import Logs
 from castoff.agent.listen import SOCKET, agent_directory, alone, bind, tls_context
+from castoff.agent.network.bridge import resolvers_of
+from castoff.agent.network.names import Names, serving_names
+from castoff.agent.network.network import HostNetwork, open_network
 from castoff.agent.observe import ObservedLauncher
 from castoff.agent.peers.server import serving_peers
 from castoff.agent.reconcile import reconcile_forever, refuse_unknown
@@ -31,10 +34,12 @@ from castoff.api.stream import MachineStream
 from castoff.api.tokens import Tokens
 from castoff.config import Config
 from castoff.host import Host
+from castoff.lifecycle.addresses import Addresses
 from castoff.lifecycle.apps import Apps
 from castoff.lifecycle.attached import Attached, Backups
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.machines import Machines
+from castoff.lifecycle.ports import Ports
 from castoff.lifecycle.releases import Releases
 from castoff.lifecycle.secrets import Secrets
 from castoff.lifecycle.volumes import Volumes
@@ -109,7 +114,9 @@ async def running(
             sinks.append(await enter(Tracer.open(settings.otlp_endpoint, notice=notice)))
         creates = Creates(sinks)
         logs = Logs(directory / "logs")
-        launcher = ObservedLauncher(HostLauncher(host, logs, settings.rootfs_directories), creates)
+        network = await open_network(settings.network, lambda app: apps.get(app).number)
+        host_launcher = HostLauncher(host, logs, settings.rootfs_directories, network, settings.network.publish)
+        launcher = ObservedLauncher(host_launcher, creates)
         machines = await enter(
             Machines.open(
                 database,
@@ -119,11 +126,16 @@ async def running(
                 region=settings.region,
                 notice=notice,
                 probed=metrics.probed,
+                addresses=Addresses(network.plan.ipv4, network.plan.ipv6) if network else None,
+                ports=Ports(settings.network.publish_from if settings.network.publish else None),
             )
         )
         if not discard_unknown:
             await refuse_unknown(machines, launcher)
-        await enter(_beside(reconcile_forever(machines, launcher, logs, host.sweep, notice)))
+        if network is not None:
+            names = Names(machines.list, resolvers_of(settings.network))
+            await enter(serving_names(names, network.plan.gateway))
+        await enter(_beside(reconcile_forever(machines, launcher, logs, partial(_sweep, host, network), notice)))
         attached = Attached(volumes, machines)
         await enter(_beside(Backups(volumes, attached, notice).forever()))
 
@@ -158,6 +170,11 @@ async def running(
         address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""
         await enter(serving(app, sockets, tls=tls))
         yield Agent(socket=directory / SOCKET, address=address, token=token, machines=machines, tls=tls)
+
+
+async def _sweep(host: Host, network: HostNetwork | None) -> int:
+    """Removes what processes left that were killed, and counts it."""
+    return await host.sweep() + (await network.tidy() if network is not None else 0)
 
 
 @contextlib.asynccontextmanager

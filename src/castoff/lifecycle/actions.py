@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from castoff.errors import CastoffError, Internal, NoSpace, Unavailable
+from castoff.lifecycle.addresses import Addresses
 from castoff.lifecycle.board import Board
 from castoff.lifecycle.checking import Checking
 from castoff.lifecycle.exits import exit_event, stop_manner
@@ -19,6 +20,7 @@ from castoff.lifecycle.ids import milliseconds
 from castoff.lifecycle.launcher import Ending, Keeping, Launch, Launcher, Remembering, Resumed, Run, RunExit, Suspendable
 from castoff.lifecycle.launches import SecretValues, VolumeFiles, begins_anew, build_launch
 from castoff.lifecycle.model import Event, Machine
+from castoff.lifecycle.ports import Ports
 from castoff.lifecycle.states import State
 
 __all__ = ["Actions", "Means"]
@@ -41,6 +43,8 @@ class Means:
         volumes: That they mount.
         notice: Told of what nobody asked for and somebody should know.
         checking: Asks their checks.
+        addresses: That they have.
+        ports: Of the host, that lead to them.
         recovering: Held by a boot that nobody waits for.
     """
 
@@ -50,6 +54,8 @@ class Means:
     volumes: VolumeFiles
     notice: Callable[[str], None]
     checking: Checking
+    addresses: Addresses = field(default_factory=Addresses)
+    ports: Ports = field(default_factory=Ports)
     recovering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_RECOVERED_AT_ONCE))
 
 
@@ -116,9 +122,17 @@ class Actions:
         """
         if self.run is None:
             machine = self.machine
-            self.run = await self._means.launcher.reattach(
-                Launch(machine=machine.id, name=machine.name, app=machine.app, version=machine.version, config=machine.config)
+            launch = Launch(
+                machine=machine.id,
+                name=machine.name,
+                app=machine.app,
+                version=machine.version,
+                config=machine.config,
+                address=machine.address,
+                address6=machine.address6,
+                ports=self._means.ports.published(machine.config),
             )
+            self.run = await self._means.launcher.reattach(launch)
 
     async def last_exit(self) -> RunExit | None:
         """How its last run ended, where the launcher knows though no agent was told."""
@@ -152,7 +166,17 @@ class Actions:
 
     async def _boot(self, *, fresh: bool, resume: bool) -> Run:
         means = self._means
-        launch = await build_launch(self.machine, secrets=means.secrets, volumes=means.volumes, fresh=fresh, resume=resume)
+        addresses = means.addresses.take(self._id)
+        if addresses != (
+            self.machine.address,
+            self.machine.address6,
+        ):  # made when it could have none
+            await self.put(address=addresses[0], address6=addresses[1])
+            resume = False  # its memory has the others
+        ports = means.ports.published(self.machine.config)
+        launch = await build_launch(
+            self.machine, secrets=means.secrets, volumes=means.volumes, ports=ports, fresh=fresh, resume=resume
+        )
         return await means.launcher.launch(launch)
 
     async def relaunch(self, *, fresh: bool, resume: bool = False) -> None:
@@ -211,6 +235,8 @@ class Actions:
         await self._means.launcher.discard(self.machine.id)
         await self._means.volumes.detach(self._id)
         await self.become(State.DESTROYED, "destroy")
+        self._means.addresses.release(self._id)
+        self._means.ports.keep(self._id, None)
 
     async def _end(self, signal: int | None, timeout: float | None) -> RunExit | None:
         """Ends its run, also one that no earlier reattach found; None: it has none. What was kept of its memory is dropped."""

@@ -14,7 +14,17 @@ from castoff.machine.model import MachineId
 __all__ = ["new_machine"]
 
 
-def new_machine(board: Board, request: CreateRequest, *, id: MachineId, app: str, name: str, region: str, digest: str) -> Machine:
+def new_machine(
+    board: Board,
+    request: CreateRequest,
+    *,
+    id: MachineId,
+    app: str,
+    name: str,
+    region: str,
+    digest: str,
+    addresses: tuple[str, str] = ("", ""),
+) -> Machine:
     """A machine that is to start at once, or is only created, as ``request`` says; nothing is written down yet.
 
     Args:
@@ -25,6 +35,7 @@ def new_machine(board: Board, request: CreateRequest, *, id: MachineId, app: str
         name: Its name.
         region: Where it is.
         digest: Of its image.
+        addresses: Of IPv4 and of IPv6; empty: it has none.
 
     Raises:
         Invalid: Its lease cannot be so long.
@@ -49,6 +60,8 @@ def new_machine(board: Board, request: CreateRequest, *, id: MachineId, app: str
         wanted=State.CREATED if request.skip_launch else State.STARTED,
         created=now,
         updated=now,
+        address=addresses[0],
+        address6=addresses[1],
         events=tuple(events),
     )
     if request.lease_ttl:

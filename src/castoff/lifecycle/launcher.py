@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 from castoff.lifecycle.config import MachineConfig
+from castoff.lifecycle.ports import Published
 from castoff.machine.model import MachineId
 from castoff.vmm.guest import GuestFile
 
@@ -56,6 +57,8 @@ class Launch:
         processes: For each of ``config.processes``, in order: all of its variables on top of the image's.
         files: Written into the root filesystem before the command starts: ``config.files``, with their secrets looked up.
         volumes: For each of ``config.mounts``, in order: the file or block device that holds the volume.
+        address, address6: The machine's own addresses; empty: it has none.
+        ports: Of the host, that lead to it.
         fresh: Whether the root filesystem begins anew; else it goes on as the last run left it, where it is still here.
         resume: Whether the machine goes on from its memory, where that was kept; else what was kept of it is dropped.
     """
@@ -70,6 +73,9 @@ class Launch:
     processes: tuple[Mapping[str, str], ...] = ()
     files: tuple[GuestFile, ...] = ()
     volumes: tuple[str, ...] = ()
+    address: str = ""
+    address6: str = ""
+    ports: tuple[Published, ...] = ()
     fresh: bool = True
     resume: bool = False
 

@@ -11,6 +11,7 @@ from castoff.errors import Invalid, NotFound
 from castoff.lifecycle.config import File
 from castoff.lifecycle.launcher import Launch
 from castoff.lifecycle.model import Machine
+from castoff.lifecycle.ports import Published
 from castoff.lifecycle.processes import process_variables
 from castoff.lifecycle.states import State
 from castoff.vmm.guest import GuestFile
@@ -75,12 +76,19 @@ def identification(machine: Machine) -> dict[str, str]:
         "PROCESS_GROUP": machine.metadata.get("fly_process_group", ""),
     }
     guest = machine.config.guest
+    facts["PRIVATE_IP"] = machine.address6
     facts["VM_MEMORY_MB"] = str((guest.memory_mb if guest else None) or 256)
     return {f"{prefix}_{name}": value for prefix in ("FLY", "CASTOFF") for name, value in facts.items() if value}
 
 
 async def build_launch(
-    machine: Machine, *, secrets: SecretValues, volumes: VolumeFiles, fresh: bool, resume: bool = False
+    machine: Machine,
+    *,
+    secrets: SecretValues,
+    volumes: VolumeFiles,
+    ports: tuple[Published, ...] = (),
+    fresh: bool,
+    resume: bool = False,
 ) -> Launch:
     """What the launcher is given.
 
@@ -107,6 +115,9 @@ async def build_launch(
         ),
         files=tuple(files),
         volumes=tuple(paths),
+        address=machine.address,
+        address6=machine.address6,
+        ports=ports,
         fresh=fresh,
         resume=resume,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from castoff.errors import Conflict, Invalid
 from castoff.lifecycle.actions import Means
+from castoff.lifecycle.addresses import Addresses
 from castoff.lifecycle.admission import check_config
 from castoff.lifecycle.board import Board
 from castoff.lifecycle.checking import Checking, Probed
@@ -33,11 +34,12 @@ from castoff.lifecycle.model import (
     WaitTimeout,
 )
 from castoff.lifecycle.operations import Operations
+from castoff.lifecycle.ports import Ports
 from castoff.lifecycle.rows import read_versions
 from castoff.lifecycle.states import ACTIVE, State
 from castoff.lifecycle.supervisor import Guard, Supervisor
 from castoff.lifecycle.upkeep import keep_up
-from castoff.machine.model import check_name, new_machine_id
+from castoff.machine.model import MachineId, check_name, new_machine_id
 
 __all__ = [
     "Change",
@@ -82,6 +84,8 @@ class Machines:
         region: str = "local",
         notice: Callable[[str], None] = lambda line: None,
         probed: Probed = lambda http, passed, seconds: None,
+        addresses: Addresses | None = None,
+        ports: Ports | None = None,
     ) -> AsyncIterator[Machines]:
         """Takes up the machines that an earlier agent left, whatever it was doing with them; lets go of all at the end.
 
@@ -93,11 +97,24 @@ class Machines:
             region: The one that they are in.
             notice: Called with a line for people.
             probed: Told of every probe of a check.
+            addresses: That they get; None: none.
+            ports: Of the host, that they get; None: none.
         """
         board = Board(database)
         await board.load()
         checking = Checking(board, notice, probed)
-        means = Means(board=board, launcher=launcher, secrets=secrets, volumes=volumes, notice=notice, checking=checking)
+        means = Means(
+            board=board,
+            launcher=launcher,
+            secrets=secrets,
+            volumes=volumes,
+            notice=notice,
+            checking=checking,
+            addresses=addresses or Addresses(),
+            ports=ports or Ports(),
+        )
+        means.addresses.load(board)
+        means.ports.load(board)
         machines = cls(means, region)
         for machine in board:
             supervisor = machines._supervisors[machine.id] = Supervisor(machine.id, machines._means)
@@ -207,7 +224,11 @@ class Machines:
             self._admit(supervisor.machine.app, request.config, machine)
             await self._has_secrets(supervisor.machine.app, request.min_secrets_version)
             digest = await self._launcher.resolve(request.config.image)
-            updated = await supervisor.update(request, digest, guard)
+            try:
+                with self._means.ports.claimed(machine, request.config):
+                    updated = await supervisor.update(request, digest, guard)
+            finally:
+                self._means.ports.keep(machine, supervisor.machine.config)
             if request.lease_ttl:
                 lease = new_lease(updated, ttl=request.lease_ttl, owner="update", description="")
                 updated = await self._board.put(machine, lease=lease)
@@ -318,12 +339,26 @@ class Machines:
         self._names.add((app, name))
         try:
             digest = await self._launcher.resolve(request.config.image)
-            machine = new_machine(self._board, request, id=id, app=app, name=name, region=self._region, digest=digest)
-            supervisor = Supervisor(id, self._means)
-            await supervisor.create(machine)
-            self._supervisors[id] = supervisor
+            with self._means.ports.claimed(id, request.config):
+                machine = await self._written(request, id=id, app=app, name=name, digest=digest)
         finally:
             self._names.discard((app, name))
+        return machine
+
+    async def _written(self, request: CreateRequest, *, id: MachineId, app: str, name: str, digest: str) -> Machine:
+        """A new machine, which has a supervisor, and addresses."""
+        addresses = self._means.addresses.take(id)
+        try:
+            machine = new_machine(
+                self._board, request, id=id, app=app, name=name, region=self._region, digest=digest, addresses=addresses
+            )
+            supervisor = Supervisor(id, self._means)
+            await supervisor.create(machine)
+        except BaseException:
+            self._means.addresses.release(id)
+            self._means.ports.keep(id, None)
+            raise
+        self._supervisors[id] = supervisor
         return machine
 
     def _admit(self, app: str, config: MachineConfig, machine: str | None = None) -> None:

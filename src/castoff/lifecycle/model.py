@@ -111,6 +111,10 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     updated: int
     started: int = 0
     """When its command was last started; 0: never."""
+    address: str = ""
+    """Its IPv4 address; empty: it has none of its own."""
+    address6: str = ""
+    """Its IPv6 address."""
     events: tuple[Event, ...] = ()
     """The last ones, newest first."""
     lease: Lease | None = None

@@ -17,7 +17,7 @@ _FIELDS: Final[Mapping[str, Callable[[Machine], str]]] = {
     "id": lambda machine: machine.id,
     "version": lambda machine: machine.version,
     "app_name": lambda machine: machine.app,
-    "private_ip": lambda machine: "",
+    "private_ip": lambda machine: machine.address6,
     "region": lambda machine: machine.region,
     "image": lambda machine: machine.config.image,
 }

@@ -70,6 +70,8 @@ def _machines(connection: sqlite3.Connection, events: dict[str, list[Event]], le
             created=row["created"],
             updated=row["updated"],
             started=row["started"],
+            address=row["address"],
+            address6=row["address6"],
             events=tuple(events.get(row["id"], ())),
             lease=leases.get(row["id"]),
         )
@@ -121,7 +123,7 @@ def _save_lease(connection: sqlite3.Connection, machine: Machine) -> None:
 
 _COLUMNS: Final = (
     *("id", "app", "name", "region", "state", "version", "digest", "cordoned", "restarts", "wanted", "created", "updated"),
-    "started",
+    *("started", "address", "address6"),
 )
 
 
@@ -134,7 +136,8 @@ def _each(columns: int) -> str:
 _MACHINES: Final = (
     f"INSERT INTO machines {_each(len(_COLUMNS))} ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
     " version = excluded.version, digest = excluded.digest, cordoned = excluded.cordoned, restarts = excluded.restarts,"
-    " wanted = excluded.wanted, updated = excluded.updated, started = excluded.started"
+    " wanted = excluded.wanted, updated = excluded.updated, started = excluded.started,"
+    " address = excluded.address, address6 = excluded.address6"
 )
 _VERSIONS: Final = f"INSERT OR REPLACE INTO versions {_each(3)}"
 _EVENTS: Final = f"INSERT OR IGNORE INTO events {_each(7)}"

@@ -62,5 +62,9 @@ STEPS: Final = (
         status TEXT NOT NULL, definition TEXT NOT NULL, owner TEXT NOT NULL, created INTEGER NOT NULL, UNIQUE (app, version)
     ) STRICT;
     """,
+    """
+    ALTER TABLE machines ADD COLUMN address TEXT NOT NULL DEFAULT '';
+    ALTER TABLE machines ADD COLUMN address6 TEXT NOT NULL DEFAULT '';
+    """,
 )
 """SQL scripts, each applied once, in order. Published ones are never changed; a change is a new step."""

@@ -24,6 +24,7 @@ def hardware(spec: MachineSpec) -> Hardware:
         ports=spec.ports,
         network=spec.network,
         rates=spec.rates,
+        tap=spec.tap,
     )
 
 
@@ -47,5 +48,6 @@ def specification(kept: Hardware, machine: MachineId, user: int | None, director
         ports=kept.ports,
         network=kept.network,
         rates=kept.rates,
+        tap=kept.tap,
         user=user,
     )

@@ -18,6 +18,7 @@ from castoff.machine.identity import Owner
 from castoff.rootfs.settings import Lazy
 from castoff.vmm.guest import GuestFile
 from castoff.vmm.rates import AskedRates, Rates
+from castoff.vmm.tap import Tap
 from castoff.vmm.vmm import PortForward, Snapshot
 
 __all__ = [
@@ -123,6 +124,7 @@ class MachineRequest:
         kernel: Kernel file.
         ports: Published ports.
         network: Whether the guest has a network card.
+        tap: Its other end; None: a user network of the VMM's.
         platform: Of the image.
         keep: The machine's directory stays when it ends.
         id: The id that it gets; None: a new one.
@@ -157,6 +159,7 @@ class MachineRequest:
     kernel: Path | None = None
     ports: tuple[PortForward, ...] = ()
     network: bool | None = None
+    tap: Tap | None = None
     platform: Platform | None = None
     keep: bool = False
     id: MachineId | None = None
@@ -200,6 +203,7 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ports: tuple[PortForward, ...] = ()
     network: bool = True
     rates: Rates = Rates()
+    tap: Tap | None = None
 
 
 class Suspension(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

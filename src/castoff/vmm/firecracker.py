@@ -1,19 +1,20 @@
 """Firecracker: needs a KVM that really runs. Configured over HTTP on its unix socket, jailed where castoff is root.
 
-Its API has no user network: a machine has a card where its specification's options name a tap device, loopback alone
-otherwise. Drives have a serial that nobody can choose, so the guest init finds them by the order in which they are given.
+Its API has no user network: a machine has a card where its specification has a tap, loopback alone otherwise. Drives have a
+serial that nobody can choose, so the guest init finds them by the order in which they are given.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from castoff.errors import Invalid, Unavailable, Unsupported
+from castoff.store.builds import uninterrupted
 from castoff.timeline import step
 from castoff.vmm.cgroups import Group
 from castoff.vmm.firecracker_jail import Jail
@@ -21,9 +22,10 @@ from castoff.vmm.limits import entrance, group_of, leave, state_of
 from castoff.vmm.process import MonitorProcess, last_lines, owner_for, spawn
 from castoff.vmm.rates import Rates, token_bucket
 from castoff.vmm.settings import VmmSettings
+from castoff.vmm.tap import Tap, persist_tap, remove_tap
 from castoff.vmm.vmm import MachineSpec
 
-__all__ = ["FirecrackerHandle", "FirecrackerVmm", "Tap"]
+__all__ = ["FirecrackerHandle", "FirecrackerVmm"]
 
 _CONSOLE: Final = "console.log"
 _LOG: Final = "vmm.log"
@@ -36,26 +38,15 @@ _MAX_BOOT_ARGS: Final = 2048
 _KERNEL_ARGS: Final = ("console=ttyS0", "reboot=k", "panic=-1", "quiet", "cryptomgr.notests", "i8042.noaux", "i8042.nomux")
 
 
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """A tap device that exists, and what the guest is told of the network behind it; ``MachineSpec.options["tap"]``."""
-
-    device: str
-    address: str
-    """The guest's, with its prefix length: ``10.1.2.3/24``."""
-    gateway: str
-    nameserver: str = ""
-    mac: str = ""
-
-
 class FirecrackerHandle:
     """A running Firecracker."""
 
     channel_port: int | None = _CHANNEL_PORT
     control_port: int | None = _CONTROL_PORT
 
-    def __init__(self, process: MonitorProcess, directory: Path, vsock: Path, group: Group | None) -> None:
+    def __init__(self, process: MonitorProcess, directory: Path, vsock: Path, group: Group | None, tap: str = "") -> None:
         self._process = process
+        self._tap = tap
         self.group = group
         self._directory = directory
         self.pid = process.pid
@@ -71,6 +62,7 @@ class FirecrackerHandle:
             "started": self._process.started,
             "directory": str(self._directory),
             "vsock": str(self.channel),
+            "tap": self._tap,
         } | state_of(self.group)
 
     async def wait(self) -> int:
@@ -84,8 +76,10 @@ class FirecrackerHandle:
         await ask_to_stop(self, timeout)
 
     async def kill(self) -> None:
-        """Ends Firecracker now, and gives its control group back."""
+        """Ends Firecracker now, and gives its control group and its tap back."""
         await self._process.kill()
+        if self._tap:
+            await asyncio.to_thread(remove_tap, self._tap)
         await leave(self.group)
 
 
@@ -115,22 +109,41 @@ class FirecrackerVmm:
                     hint="kernel, drives and the machine's directory must be readable",
                 ) from error
             log, directory = spec.directory / _CONSOLE, spec.directory
-            async with entrance(spec, self._settings.limits, emulated=False) as door:
-                process = spawn(command, log=log, owner=None, directory=directory, inherit=spec.inherit, gate=door.gate)
-                try:
-                    await door.admit(process)
-                    await self._configure(spec, process, jail.host("api.sock"), requests)
-                except BaseException:
-                    await asyncio.shield(process.kill())
-                    raise
-            return FirecrackerHandle(process, spec.directory, jail.host("vsock.sock"), door.group)
+            tap = await self._tap(spec)
+            try:
+                async with entrance(spec, self._settings.limits, emulated=False) as door:
+                    process = spawn(command, log=log, owner=None, directory=directory, inherit=spec.inherit, gate=door.gate)
+                    try:
+                        await door.admit(process)
+                        await self._configure(spec, process, jail.host("api.sock"), requests)
+                    except BaseException:
+                        await asyncio.shield(process.kill())
+                        raise
+            except BaseException:
+                if tap:
+                    await uninterrupted(remove_tap, tap)
+                raise
+            return FirecrackerHandle(process, spec.directory, jail.host("vsock.sock"), door.group, tap)
+
+    async def _tap(self, spec: MachineSpec) -> str:
+        """The name of its tap, which is there then; empty: it has none."""
+        if spec.tap is None or not spec.network:
+            return ""
+        owner = owner_for(spec.id, self._settings, spec.user)
+        try:
+            await uninterrupted(persist_tap, spec.tap, os.geteuid() if owner is None else owner.uid)
+        except BaseException:
+            await uninterrupted(remove_tap, spec.tap.device)
+            raise
+        return spec.tap.device
 
     async def reattach(self, state: Mapping[str, Any]) -> FirecrackerHandle | None:
         """The handle of a Firecracker that an earlier process started; None when it has ended."""
         process = MonitorProcess.find(int(state["pid"]), int(state["started"]))
         if process is None:
             return None
-        return FirecrackerHandle(process, Path(state["directory"]), Path(state["vsock"]), group_of(state))
+        vsock, tap = Path(state["vsock"]), str(state.get("tap", ""))
+        return FirecrackerHandle(process, Path(state["directory"]), vsock, group_of(state), tap)
 
     def _jail(self, spec: MachineSpec) -> tuple[Jail, list[str]]:
         """Where the machine's files are, and the command that starts it there."""
@@ -184,7 +197,7 @@ def configuration(spec: MachineSpec, jail: Jail, *, extra: tuple[str, ...] = ())
         Invalid: The kernel command line is too long.
         OSError: A file cannot be put where Firecracker sees it.
     """
-    tap: Tap | None = spec.options.get("tap") if spec.network else None
+    tap = spec.tap if spec.network else None
     requests: list[tuple[str, dict[str, Any]]] = [
         ("/logger", {"log_path": jail.new_file(_LOG), "level": "Warning"}),
         ("/machine-config", {"vcpu_count": spec.cpus, "mem_size_mib": spec.memory >> 20}),
@@ -208,7 +221,7 @@ def configuration(spec: MachineSpec, jail: Jail, *, extra: tuple[str, ...] = ())
         } | _disk_limiter(spec.rates)
         requests.append((f"/drives/{drive.role.value}", body))
     if tap is not None:
-        card = {"iface_id": "eth0", "host_dev_name": tap.device} | ({"guest_mac": tap.mac} if tap.mac else {})
+        card = {"iface_id": "eth0", "host_dev_name": tap.device, "guest_mac": tap.mac}
         requests.append(("/network-interfaces/eth0", card | _network_limiters(spec.rates)))
     requests.append(("/vsock", {"guest_cid": _GUEST_CID, "uds_path": jail.socket("vsock.sock")}))
     requests.append(("/actions", {"action_type": "InstanceStart"}))
@@ -232,7 +245,7 @@ def _network_limiters(rates: Rates) -> dict[str, Any]:
 def _boot_args(spec: MachineSpec, tap: Tap | None, extra: tuple[str, ...]) -> str:
     words = [*_KERNEL_ARGS, "castoff.channel=vsock", f"castoff.drives={','.join(drive.role.value for drive in spec.drives)}"]
     if tap is not None:
-        words.append(f"castoff.net={tap.address},{tap.gateway}" + (f",{tap.nameserver}" if tap.nameserver else ""))
+        words.append(tap.argument)
     text = " ".join([*words, *extra, *spec.kernel_args])
     if len(text) > _MAX_BOOT_ARGS:
         raise Invalid(f"the kernel command line has {len(text)} bytes", hint=f"Firecracker takes at most {_MAX_BOOT_ARGS}")

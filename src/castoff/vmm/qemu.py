@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from castoff.disk.clone import MAX_VOLUMES, volume_role
 from castoff.errors import CastoffError, Unauthorized, Unavailable, Unsupported
+from castoff.store.builds import uninterrupted
 from castoff.timeline import Step, step
 from castoff.vmm import qmp
 from castoff.vmm.cgroups import Group
@@ -24,6 +25,7 @@ from castoff.vmm.process import MonitorProcess, Owner, last_lines, owner_for, sp
 from castoff.vmm.qemu_command import WAITING, OpenDrive, qemu_command, shape
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.sockets import listen_unix
+from castoff.vmm.tap import open_tap
 from castoff.vmm.vmm import MachineSpec, PortForward, Snapshot
 
 __all__ = ["QemuHandle", "QemuVmm"]
@@ -163,7 +165,8 @@ class QemuVmm:
         current.attributes["accelerator"] = "kvm" if kvm else "tcg"
         async with entrance(spec, self._settings.limits, emulated=not kvm) as door:
             with contextlib.ExitStack() as opened:
-                process, its_shape = self._spawn(spec, binary, kvm, opened, door, waits=waits)
+                tap = await _tap(spec, opened)
+                process, its_shape = self._spawn(spec, binary, kvm, opened, door, tap, waits=waits)
             try:
                 await door.admit(process)
                 await self._answers(spec, process)
@@ -188,7 +191,15 @@ class QemuVmm:
         return (await kvm_runs(self._settings, kernel, self._state)).usable
 
     def _spawn(
-        self, spec: MachineSpec, binary: str, kvm: bool, opened: contextlib.ExitStack, door: Entrance, *, waits: bool
+        self,
+        spec: MachineSpec,
+        binary: str,
+        kvm: bool,
+        opened: contextlib.ExitStack,
+        door: Entrance,
+        tap: Mapping[str, int],
+        *,
+        waits: bool,
     ) -> tuple[MonitorProcess, str]:
         """The process, and its shape."""
         owner = owner_for(spec.id, self._settings, spec.user)
@@ -211,7 +222,7 @@ class QemuVmm:
             _hand_over(files["initramfs"], owner)
         except OSError as error:
             raise Unavailable(f"machine {spec.id} cannot be started: {error.filename or ''} {error.strerror}") from error
-        descriptors = {**{name: server.fileno() for name, server in sockets.items()}, **files}
+        descriptors = {**{name: server.fileno() for name, server in sockets.items()}, **files, **tap}
         command = qemu_command(
             spec,
             binary=binary,
@@ -271,6 +282,16 @@ def _open(path: Path, flags: int, opened: contextlib.ExitStack, mode: int = 0o60
     descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
     opened.callback(os.close, descriptor)
     return descriptor
+
+
+async def _tap(spec: MachineSpec, opened: contextlib.ExitStack) -> dict[str, int]:
+    """The tap's descriptor, where the machine has one."""
+    if spec.tap is None or not spec.network:
+        return {}
+    made: list[int] = []
+    opened.callback(lambda: any(map(os.close, made)))  # also where this is cancelled meanwhile
+    await uninterrupted(lambda tap: made.append(open_tap(tap)), spec.tap)
+    return {"tap": made[0]}
 
 
 def _open_drive(path: Path, read_only: bool, direct: bool, role: str, opened: contextlib.ExitStack) -> OpenDrive:

@@ -61,7 +61,8 @@ def qemu_command(
         spec: The machine.
         binary: QEMU's program.
         kvm: Whether to run under KVM.
-        descriptors: ``qmp``, ``channel`` and ``control`` (listening sockets), ``kernel``, ``initramfs``, ``console``.
+        descriptors: ``qmp``, ``channel`` and ``control`` (listening sockets), ``kernel``, ``initramfs``, ``console``; ``tap``,
+            where the specification has one.
         drives: The specification's drives, opened.
         extra: Kernel arguments of the settings.
         translation: Bytes of translated code that are kept where it emulates; 0: as QEMU likes, up to 1 GiB.
@@ -76,7 +77,7 @@ def qemu_command(
         *("-append", " ".join(_kernel_args(spec, kvm, extra))),
         *_sockets_and_console(descriptors),
         *_drives(drives, spec.rates),
-        *(_network(spec.ports) if spec.network else ()),
+        *(_network(spec, descriptors) if spec.network else ()),
     ]
 
 
@@ -118,7 +119,7 @@ def _machine(binary: str, *, kvm: bool, cpus: int, memory: int, kernel: int, tra
 def _kernel_args(spec: MachineSpec, kvm: bool, extra: Sequence[str]) -> list[str]:
     arguments = [*_KERNEL_ARGS, "castoff.channel=serial", f"castoff.drives={','.join(drive.role for drive in spec.drives)}"]
     if spec.network:
-        arguments.append(f"castoff.net={GUEST_NETWORK}")
+        arguments.append(spec.tap.argument if spec.tap else f"castoff.net={GUEST_NETWORK}")
     return [*arguments, *_clock_args(kvm), *extra, *spec.kernel_args]
 
 
@@ -177,8 +178,11 @@ def _on(value: bool) -> str:
     return "on" if value else "off"
 
 
-def _network(ports: Sequence[PortForward]) -> list[str]:
-    forwards = "".join(f",hostfwd={_forward(port)}" for port in ports)
+def _network(spec: MachineSpec, descriptors: Mapping[str, int]) -> list[str]:
+    if spec.tap is not None:
+        card = f"virtio-net-device,netdev=net0,mac={spec.tap.mac}"
+        return ["-netdev", f"tap,id=net0,fd={descriptors['tap']},vhost=off", "-device", card]
+    forwards = "".join(f",hostfwd={_forward(port)}" for port in spec.ports)
     return ["-netdev", f"user,id=net0,ipv6=off{forwards}", "-device", "virtio-net-device,netdev=net0"]
 
 

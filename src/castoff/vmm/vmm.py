@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 from castoff.disk.clone import Drive, inherited
 from castoff.vmm.cgroups import Group
 from castoff.vmm.rates import Rates
+from castoff.vmm.tap import Tap
 
 __all__ = [
     "GrowingDrives",
@@ -57,6 +58,7 @@ class MachineSpec:
         drives: In the order in which the guest should see them; found by serial.
         ports: Published ports.
         network: Whether the guest has a network card.
+        tap: Its other end; None: the VMM's own user network, where it has one.
         user: The user and group id that the VMM runs as where castoff is root, no other machine's; None: one chosen by the id.
         rates: How fast it may be; a network that the VMM does not limit itself is limited by whoever made its card.
     """
@@ -71,9 +73,9 @@ class MachineSpec:
     kernel_args: tuple[str, ...] = ()
     ports: tuple[PortForward, ...] = ()
     network: bool = True
+    tap: Tap | None = None
     user: int | None = None
     rates: Rates = field(default_factory=Rates)
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def inherit(self) -> tuple[int, ...]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from castoff.agent.launch.logs import Logs, LogWriter
 from castoff.agent.launch.request import check_config, machine_request
 from castoff.agent.launch.run import HostRun, Surroundings, remembered
+from castoff.agent.network.network import HostNetwork
 from castoff.create import create, opened
 from castoff.errors import CastoffError, Conflict, NotFound, Unavailable
 from castoff.host import Host
@@ -32,7 +34,7 @@ from castoff.vmm.channel import GuestChannel, GuestSilent
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.limits import group_of, leave, why_killed
 from castoff.vmm.rates import granted
-from castoff.vmm.vmm import VmmHandle
+from castoff.vmm.vmm import PortForward, VmmHandle
 
 __all__ = ["HostLauncher"]
 
@@ -52,9 +54,22 @@ class HostLauncher:
         logs: Gets what they write.
         rootfs_directories: Where prepared root filesystems may lie.
         patience: Seconds in which a guest that an earlier agent left answers.
+        network: What machines are let into; None: each has its VMM's user network.
+        publish: Addresses of this host whose ports lead to machines, where that is so.
     """
 
-    def __init__(self, host: Host, logs: Logs, rootfs_directories: Sequence[Path] = (), *, patience: float = _CONNECT) -> None:
+    def __init__(
+        self,
+        host: Host,
+        logs: Logs,
+        rootfs_directories: Sequence[Path] = (),
+        network: HostNetwork | None = None,
+        publish: Sequence[str] = (),
+        *,
+        patience: float = _CONNECT,
+    ) -> None:
+        self._network = network
+        self._publish = publish
         self._host = host
         self._logs = logs
         self._allowed = tuple(rootfs_directories)
@@ -82,6 +97,7 @@ class HostLauncher:
                 self._host.providers.notice(f"machine {launch.machine} does not go on from its memory: {error}")
         existing = await self._clear(launch)
         request = machine_request(launch, self._allowed, existing, reflink=self._host.store.reflink)
+        request = replace(request, **await self._card(launch))
         machine = await create(
             request,
             config=self._host.config,
@@ -107,6 +123,17 @@ class HostLauncher:
         replace_file(directory / _SURROUNDINGS, msgspec.json.encode(surroundings), mode=0o600)
         return self._logs.writer(machine)
 
+    async def _card(self, launch: Launch) -> dict[str, Any]:
+        """What a request says of the network. Asked again, it is the same."""
+        if self._network is None:
+            return {
+                "ports": tuple(
+                    PortForward(port.host_port, port.guest_port, address) for port in launch.ports for address in self._publish
+                )
+            }
+        # A machine that runs since before there was this network has no address until its next start.
+        return {"tap": await self._network.admit(launch)} if launch.address else {}
+
     async def _resume(self, launch: Launch) -> HostRun:
         """The machine, which goes on from its memory.
 
@@ -119,6 +146,7 @@ class HostLauncher:
         surroundings = await asyncio.to_thread(_read_surroundings, self._host.machines.path(record.id))
         if surroundings.version != launch.version:
             raise Conflict(f"it was suspended as version {surroundings.version}, and is {launch.version} now")
+        await self._card(launch)
         machine = await resume(
             record, settings=self._host.config.vmm, records=self._host.machines, providers=self._host.providers
         )
@@ -156,6 +184,7 @@ class HostLauncher:
         if handle is None:
             await self._over(record)
             return None
+        await self._card(launch)
         async with contextlib.AsyncExitStack() as undo:
             log = self._logs.writer(record.id, resume=True)
             undo.callback(log.close)
@@ -203,6 +232,8 @@ class HostLauncher:
         if record is not None:
             await end_machine(record, self._host.machines, self._host.config.vmm)
         await asyncio.to_thread(self._kept(machine).unlink, missing_ok=True)
+        if self._network is not None:
+            await self._network.dismiss(machine)
         if record is not None:
             await remove_machine(record, self._host.machines, self._host.providers)
 

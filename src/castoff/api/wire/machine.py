@@ -38,7 +38,7 @@ def summary_document(machine: Machine) -> dict[str, Any]:
         "region": machine.region,
         "instance_id": machine.version,
         "version": machine.version,
-        "private_ip": "",
+        "private_ip": machine.address6,
         "created_at": moment(machine.created),
         "updated_at": moment(machine.updated),
         "image_ref": image_reference(machine.config.image, machine.digest),

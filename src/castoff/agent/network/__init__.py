@@ -1,0 +1,1 @@
+"""The network of the agent's machines: a bridge, what may pass there, and names."""
