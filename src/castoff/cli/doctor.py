@@ -52,6 +52,7 @@ async def _examine(host: Host) -> list[Finding]:
         probes.firecracker(vmm.firecracker.binary, vmm.firecracker.jailer),
         await asyncio.to_thread(probes.limits, vmm.limits, host.store.machines),
         probes.tap(),
+        probes.nftables(),
         probes.fuse(),
         probes.fanotify(),
         await asyncio.to_thread(probes.lazy, host.store, host.config.rootfs),

@@ -223,6 +223,19 @@ def tap() -> Finding:
     return Finding("tap", True, "one was made and removed", gives)
 
 
+def nftables() -> Finding:
+    """Whether the programs are there that make a network of machines' own; what they do takes root."""
+    gives = "machines with addresses that reach one another (agent.network.mode = bridge)"
+    packages = {"nft": "nftables", "ip": "iproute2", "bridge": "iproute2"}
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    missing = sorted({package for program, package in packages.items() if shutil.which(program, path=places) is None})
+    if missing:
+        return Finding("nftables", False, f"{' and '.join(missing)} not installed", gives, f"apt install {' '.join(missing)}")
+    if os.geteuid():
+        return Finding("nftables", False, "only root can set up a network", gives, "run as root")
+    return Finding("nftables", True, "nft and ip are installed", gives)
+
+
 def containerd(address: Path) -> Finding:
     """Whether a containerd answers where the settings say."""
     gives = "the containerd provider: pull and snapshots by it (--rootfs containerd)"
