@@ -90,8 +90,8 @@ add rule inet {name} outward ip saddr {ipv4} oifname != "{name}" masquerade
 add rule inet {name} outward ip6 saddr {ipv6} oifname != "{name}" masquerade
 add rule inet {name} outward ip saddr 127.0.0.0/8 oifname "{name}" masquerade
 add rule inet {name} to_host iifname != "{name}" accept
-add rule inet {name} to_host ip daddr 127.0.0.0/8 drop
 add rule inet {name} to_host ct state established,related accept
+add rule inet {name} to_host ip daddr 127.0.0.0/8 drop
 add rule inet {name} to_host ip daddr {gateway} udp dport 53 accept
 add rule inet {name} to_host ip daddr {gateway} tcp dport 53 accept
 add rule inet {name} to_host ip daddr {gateway} icmp type echo-request accept
