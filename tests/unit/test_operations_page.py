@@ -15,11 +15,15 @@ PAGE = (ROOT / "docs" / "operations.md").read_text()
 
 
 def test_its_configuration_is_one(tmp_path: Path) -> None:
-    """Every key of the page's example is a setting of the agent."""
-    (text,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    (tmp_path / "config.toml").write_text(text)
-    settings = load(tmp_path / "config.toml", state=tmp_path).agent
-    assert settings.tls_certificate is not None
+    """Every key of the page's examples is a setting of the agent."""
+    examples = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    found = []
+    for text in examples:
+        (tmp_path / "config.toml").write_text(text)
+        found.append(load(tmp_path / "config.toml", state=tmp_path).agent)
+    beyond_loopback, bridged = found
+    assert beyond_loopback.tls_certificate is not None
+    assert bridged.network.mode == "bridge" and bridged.network.publish
     assert set(re.findall(r"`agent\.(\w+)`", PAGE)) <= set(AgentSettings.__struct_fields__)
 
 

@@ -90,7 +90,7 @@ def save_machines(connection: sqlite3.Connection, changes: Sequence[tuple[Machin
     _insert(connection, _EVENTS, [row for machine, before in changes for row in _new_events(machine, before)])
     for machine, before in changes:
         if before is not None and before.document is not machine.document:
-            connection.execute(_OLD_VERSIONS, (machine.id, _KEPT_VERSIONS))
+            connection.execute(_OLD_VERSIONS, (machine.id, machine.id, _KEPT_VERSIONS))
         if len(machine.events) >= KEPT_EVENTS:
             connection.execute("DELETE FROM events WHERE machine = ? AND id < ?", (machine.id, machine.events[-1].id))
         if machine.lease != (None if before is None else before.lease):
@@ -142,8 +142,8 @@ _MACHINES: Final = (
 _VERSIONS: Final = f"INSERT OR REPLACE INTO versions {_each(3)}"
 _EVENTS: Final = f"INSERT OR IGNORE INTO events {_each(7)}"
 _OLD_VERSIONS: Final = (
-    "DELETE FROM versions WHERE machine = ?1 AND version <= (SELECT version FROM versions WHERE machine = ?1"
-    " ORDER BY version DESC LIMIT 1 OFFSET ?2)"
+    "DELETE FROM versions WHERE machine = ? AND version <= (SELECT version FROM versions WHERE machine = ?"
+    " ORDER BY version DESC LIMIT 1 OFFSET ?)"
 )
 
 

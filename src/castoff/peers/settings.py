@@ -13,8 +13,8 @@ class PeerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Chunks from other hosts, and for them. Off as long as neither ``urls`` nor ``listen`` is set."""
 
     urls: tuple[str, ...] = ()
-    """The other hosts that chunks are asked of before the registry: ``https://HOST:PORT`` of their ``peers.listen``, those of
-    this host's zone first. The list may have this host's own ``url``, so that all hosts share one list."""
+    """The other hosts that chunks are asked of before the registry: ``https://HOST:PORT`` of their ``peers.listen``, in
+    any order. The list may have this host's own ``url``, so that all hosts share one list."""
     url: str = ""
     """How the others reach this host: shares of a layer are handed out by it. Empty: this host takes no share of its own."""
     listen: str = ""
