@@ -135,7 +135,7 @@ async def running(
         if network is not None:
             names = Names(machines.list, resolvers_of(settings.network))
             await enter(serving_names(names, network.plan.gateway))
-        await enter(_beside(reconcile_forever(machines, launcher, logs, partial(_sweep, host, network), notice)))
+        await enter(_beside(reconcile_forever(machines, launcher, logs, partial(_sweep, host, network, machines), notice)))
         attached = Attached(volumes, machines)
         await enter(_beside(Backups(volumes, attached, notice).forever()))
 
@@ -172,9 +172,10 @@ async def running(
         yield Agent(socket=directory / SOCKET, address=address, token=token, machines=machines, tls=tls)
 
 
-async def _sweep(host: Host, network: HostNetwork | None) -> int:
+async def _sweep(host: Host, network: HostNetwork | None, machines: Machines) -> int:
     """Removes what processes left that were killed, and counts it."""
-    return await host.sweep() + (await network.tidy() if network is not None else 0)
+    swept = await host.sweep()
+    return swept + (await network.tidy(machine.id for machine in machines.list()) if network is not None else 0)
 
 
 @contextlib.asynccontextmanager

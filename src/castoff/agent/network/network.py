@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,16 +102,22 @@ class HostNetwork:
             if member is not None:
                 await self._apply(rules.members_removed(self._settings, [member]))
 
-    async def tidy(self) -> int:
-        """Removes members and taps that nobody knows any more, and sees to what is missing; counts the taps."""
+    async def tidy(self, machines: Iterable[MachineId]) -> int:
+        """Removes taps that nobody knows any more, and their rules, and sees to what is missing; counts the taps.
+
+        Args:
+            machines: Those that there are. One that runs since an earlier agent may not have been let in by this one yet: as long
+                as there is such a one, rules that are there stay.
+        """
+        known = {device_name(machine) for machine in machines}
         async with self._lock:
             await uninterrupted(make_bridge, self._settings, self.plan)
-            known = {member.tap.device for member in self._members.values()}
-            stale = [port for port in await asyncio.to_thread(ports_of, self._settings.bridge) if port not in known]
-            for port in stale:
+            ports = set(await asyncio.to_thread(ports_of, self._settings.bridge))
+            for port in ports - known:
                 await uninterrupted(remove_tap, port)
-            await self._apply_all()
-        return len(stale)
+            if ports & known <= {member.tap.device for member in self._members.values()}:
+                await self._apply_all()
+        return len(ports - known)
 
     async def _let_in(self, batch: _Batch) -> None:
         async with self._lock:
