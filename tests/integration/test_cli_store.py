@@ -212,7 +212,7 @@ def test_doctor_tells_what_there_is_and_how_to_get_the_rest(castoff: Castoff) ->
     done = castoff("doctor", "--json")
     answer = json.loads(done.stdout)
     found = {finding["name"]: finding for finding in answer["findings"]}
-    machines = {"qemu", "kernel", "kvm", "reflink", "mkfs.xfs", "firecracker", "limits", "tap"}
+    machines = {"qemu", "kernel", "kvm", "reflink", "mkfs.xfs", "firecracker", "limits", "tap", "nftables"}
     assert set(found) == machines | {"fuse", "fanotify", "lazy", "containerd"}
     served = "a plain file for each machine" if found["fanotify"]["works"] else "a read-only base below an overlay"
     assert not found["lazy"]["works"] or served in found["lazy"]["found"]
