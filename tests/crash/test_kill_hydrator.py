@@ -101,10 +101,19 @@ class Host:
         for reader in self._readers:
             reader.kill()
             reader.communicate()
-        with contextlib.suppress(FileNotFoundError):
-            for _ in range(2):  # whoever lives starts the other again
-                for pid in [*self.keepers(), *self.hydrators()]:
-                    end(pid)
+        while pids := self.processes():  # whoever lives starts the other again, and may be about to say so
+            for pid in pids:
+                end(pid)
+
+    def processes(self) -> list[int]:
+        """Keepers and hydrators of this state, by their command lines."""
+        found, own = [], os.fsencode(self.state)
+        for directory in Path("/proc").iterdir():
+            if directory.name.isdecimal() and int(directory.name) != os.getpid():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if own in (directory / "cmdline").read_bytes().split(b"\0"):
+                        found.append(int(directory.name))
+        return found
 
 
 @pytest.fixture
