@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ import pytest
 from castoff.agent.observe import ObservedLauncher
 from castoff.api.creates import Creates
 from castoff.conformance.launcher import ENDS_WITH, check_launcher
-from castoff.errors import Internal, Unavailable
+from castoff.errors import Conflict, Internal, Unavailable
 from castoff.fakes.launcher import FakeLauncher, World
+from castoff.lifecycle.addresses import Addresses
 from castoff.lifecycle.config import parse_config
 from castoff.lifecycle.database import Database
 from castoff.lifecycle.launcher import ExecRequest, Keeping, Launch, Launcher, Suspendable
 from castoff.lifecycle.machines import LeaseHeld, Machines, PreconditionFailed
+from castoff.lifecycle.ports import Ports
 from castoff.lifecycle.states import State
 from castoff.machine.model import new_machine_id
 from lifecycle import Secrets, Volumes, changed, opened, settled, wanted
@@ -254,6 +257,36 @@ async def test_a_disk_that_refuses(tmp_path: Path, world: World) -> None:
         await database.write(lambda connection: connection.execute("DROP TRIGGER refuse").fetchall())
         await settled(machines, machine, State.STOPPED)
         await machines.create(APP, wanted(name="web"))
+
+
+async def test_a_create_that_could_not_be_written_down_leaves_its_port_and_its_address(tmp_path: Path, world: World) -> None:
+    """Both are another's then; and those of a machine that was destroyed."""
+    services = [{"internal_port": 80, "ports": [{"port": 8080}]}]
+    networks = {"ipv4": IPv4Network("10.0.0.0/29"), "ipv6": IPv6Network("fd00::/64")}
+    async with (
+        Database.open(tmp_path / "castoff.db") as database,
+        Machines.open(
+            database,
+            FakeLauncher(world),
+            secrets=Secrets(),
+            volumes=Volumes(),
+            addresses=Addresses(**networks),
+            ports=Ports(1024),
+        ) as machines,
+    ):
+        refusing = "CREATE TRIGGER refuse BEFORE INSERT ON machines BEGIN SELECT RAISE(ABORT, 'the disk is ill'); END"
+        await database.write(lambda connection: connection.execute(refusing).fetchall())
+        for _ in range(6):  # more often than there are addresses
+            with pytest.raises(Internal, match="the disk is ill"):
+                await machines.create(APP, wanted(services=services))
+        await database.write(lambda connection: connection.execute("DROP TRIGGER refuse").fetchall())
+        for _ in range(6):
+            machine = await settled(machines, await machines.create(APP, wanted(services=services)), State.STARTED)
+            assert machine.address and machine.address6
+            with pytest.raises(Conflict, match="port 8080"):
+                await machines.create(APP, wanted(services=services))
+            await machines.destroy(APP, machine.id, force=True)
+            await settled(machines, machine, State.DESTROYED)
 
 
 async def test_a_state_that_was_passed(tmp_path: Path, world: World) -> None:

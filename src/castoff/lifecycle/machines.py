@@ -228,7 +228,8 @@ class Machines:
                 with self._means.ports.claimed(machine, request.config):
                     updated = await supervisor.update(request, digest, guard)
             finally:
-                self._means.ports.keep(machine, supervisor.machine.config)
+                now = supervisor.machine
+                self._means.ports.keep(machine, now.config if now.state in ACTIVE else None)
             if request.lease_ttl:
                 lease = new_lease(updated, ttl=request.lease_ttl, owner="update", description="")
                 updated = await self._board.put(machine, lease=lease)
@@ -341,6 +342,9 @@ class Machines:
             digest = await self._launcher.resolve(request.config.image)
             with self._means.ports.claimed(id, request.config):
                 machine = await self._written(request, id=id, app=app, name=name, digest=digest)
+        except BaseException:
+            self._means.ports.keep(id, None)  # not before the claim is over, which would hold them
+            raise
         finally:
             self._names.discard((app, name))
         return machine
@@ -356,7 +360,6 @@ class Machines:
             await supervisor.create(machine)
         except BaseException:
             self._means.addresses.release(id)
-            self._means.ports.keep(id, None)
             raise
         self._supervisors[id] = supervisor
         return machine
