@@ -22,13 +22,13 @@ import msgspec
 
 from castoff.errors import Unavailable, Unsupported
 
-__all__ = ["Tap", "open_tap", "persist_tap", "remove_tap", "run_batch"]
+__all__ = ["Tap", "open_tap", "persist_tap", "remove_tap", "run_batch", "run_program"]
 
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETPERSIST: Final = 0x400454CB
 _TUNSETOWNER: Final = 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-_SECONDS: Final = 10.0
+_SECONDS: Final = 30.0
 
 
 class Tap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,14 +108,33 @@ def run_batch(program: str, lines: Sequence[str]) -> None:
         Unsupported: It is not installed.
         Unavailable: A command failed.
     """
+    run_program("iproute2", program, "-batch", "-", text="".join(f"{line}\n" for line in lines))
+
+
+def run_program(package: str, program: str, *arguments: str, text: str = "") -> str:
+    """What one of the programs says by which networks are set up. It blocks.
+
+    Args:
+        package: Debian's, that has it.
+        program: It, also where an ordinary user's PATH does not lead.
+        arguments: Its own.
+        text: What it reads.
+
+    Raises:
+        Unsupported: It is not installed.
+        Unavailable: It failed, or does not end.
+    """
     found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if found is None:
-        raise Unsupported(f"{program} is not installed", hint="Debian's package is iproute2 (apt-get install iproute2)")
-    text = "".join(f"{line}\n" for line in lines).encode()
-    done = subprocess.run([found, "-batch", "-"], input=text, capture_output=True, timeout=_SECONDS, check=False)
+        raise Unsupported(f"{program} is not installed", hint=f"Debian's package is {package} (apt-get install {package})")
+    try:
+        done = subprocess.run([found, *arguments], input=text.encode(), capture_output=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{program} did not end within {_SECONDS:g} s") from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()[:500]
         raise Unavailable(f"{program} failed: {said}", hint="`castoff doctor` tells what this host can do")
+    return done.stdout.decode(errors="replace")
 
 
 def _opened(device: str) -> int:

@@ -6,22 +6,19 @@ Nothing of it is removed when the agent ends: machines outlive it, and with them
 from __future__ import annotations
 
 import ipaddress
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from castoff.errors import Conflict, Invalid, Unavailable, Unsupported
+from castoff.errors import Conflict, Invalid, Unsupported
 from castoff.lifecycle.addresses import mac_address
 from castoff.lifecycle.settings import NetworkSettings
-from castoff.vmm.tap import run_batch
+from castoff.vmm.tap import run_batch, run_program
 
 __all__ = ["Plan", "apply_rules", "make_bridge", "plan", "ports_of", "resolvers_of"]
 
 _NET: Final = Path("/sys/class/net")
 _SYSCTL: Final = Path("/proc/sys/net")
-_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +103,7 @@ def apply_rules(text: str) -> None:
         Unsupported: nft is not installed.
         Unavailable: It refused.
     """
-    found = shutil.which("nft") or shutil.which("nft", path="/usr/sbin:/sbin")
-    if found is None:
-        raise Unsupported("nft is not installed", hint="Debian's package is nftables (apt-get install nftables)")
-    done = subprocess.run([found, "-f", "-"], input=text.encode(), capture_output=True, timeout=_SECONDS, check=False)
-    if done.returncode:
-        raise Unavailable(f"nft failed: {done.stderr.decode(errors='replace').strip()[:500]}")
+    run_program("nftables", "nft", "-f", "-", text=text)
 
 
 def resolvers_of(settings: NetworkSettings, file: Path = Path("/etc/resolv.conf")) -> list[str]:
@@ -125,8 +117,7 @@ def resolvers_of(settings: NetworkSettings, file: Path = Path("/etc/resolv.conf"
 
 def _refuse_overlap(plan: Plan) -> None:
     """A network that the host reaches elsewhere would be gone for it."""
-    done = subprocess.run(["ip", "-4", "route", "show"], capture_output=True, text=True, timeout=_SECONDS, check=False)
-    for line in done.stdout.splitlines():
+    for line in run_program("iproute2", "ip", "-4", "route", "show").splitlines():
         word = line.split()[0] if line.split() else "default"
         try:
             there = ipaddress.IPv4Network(word)

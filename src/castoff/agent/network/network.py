@@ -10,7 +10,7 @@ from typing import Final
 from castoff.agent.network import rules
 from castoff.agent.network.bridge import Plan, apply_rules, make_bridge, plan, ports_of
 from castoff.agent.network.rules import Member
-from castoff.errors import CastoffError, Unavailable
+from castoff.errors import Unavailable
 from castoff.lifecycle.addresses import mac_address
 from castoff.lifecycle.launcher import Launch
 from castoff.lifecycle.settings import NetworkSettings
@@ -28,7 +28,7 @@ class _Batch:
     """Changes that are made together, and who waits for them."""
 
     joined: dict[MachineId, Member]
-    done: asyncio.Future[None]
+    made: asyncio.Task[None] | None = None
 
 
 class HostNetwork:
@@ -80,14 +80,13 @@ class HostNetwork:
             gateway6=self.plan.gateway6,
         )
         member = Member(tap=tap, app=number, ports=launch.ports)
-        if self._batch is None:
-            batch = self._batch = _Batch({}, asyncio.get_running_loop().create_future())
-            task = asyncio.create_task(self._let_in(batch))
-            task.add_done_callback(lambda task: _settle(task, batch.done))
-        else:
-            batch = self._batch
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = _Batch({})
+            batch.made = asyncio.create_task(self._let_in(batch))
         batch.joined[launch.machine] = member
-        await asyncio.shield(batch.done)
+        assert batch.made is not None
+        await asyncio.shield(batch.made)
         return tap
 
     async def dismiss(self, machine: MachineId) -> None:
@@ -161,12 +160,3 @@ async def open_network(settings: NetworkSettings, app_number: Callable[[str], in
 def device_name(machine: MachineId) -> str:
     """The name of a machine's tap: an interface has 15 letters, an id 14."""
     return f"{_PREFIX}{machine}"[:15]
-
-
-def _settle(task: asyncio.Task[None], done: asyncio.Future[None]) -> None:
-    if task.cancelled():
-        done.cancel()
-    elif (error := task.exception()) is not None:
-        done.set_exception(error if isinstance(error, CastoffError) else Unavailable(str(error)))
-    else:
-        done.set_result(None)

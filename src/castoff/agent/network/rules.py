@@ -22,7 +22,7 @@ from castoff.lifecycle.ports import Published
 from castoff.lifecycle.settings import NetworkSettings
 from castoff.vmm.tap import Tap
 
-__all__ = ["Member", "forget_members", "members_added", "members_removed", "removal", "tables"]
+__all__ = ["Member", "forget_members", "members_added", "members_removed", "tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,6 @@ class Member:
         return self.tap.address.partition("/")[0]
 
 
-_FAMILIES: Final = ("bridge", "inet")
 _SETS: Final = {
     "bridge": ("taps", "cards", "addresses", "addresses6"),
     "inet": ("apps", "apps6", "members", "members6", "published"),
@@ -142,11 +141,6 @@ def forget_members(settings: NetworkSettings) -> str:
         for family, names in _SETS.items()
         for name in names
     )
-
-
-def removal(settings: NetworkSettings) -> str:
-    """Removes both tables, which must be there."""
-    return "".join(f"delete table {family} {settings.bridge}\n" for family in _FAMILIES)
 
 
 def _change(verb: str, settings: NetworkSettings, members: Iterable[Member]) -> str:
