@@ -1,6 +1,6 @@
 """Converts large synthetic layers and composes them, in a process of its own, and prints that process' peak memory in kB.
 
-python tests/peak_memory.py DIRECTORY large|million COUNT
+python tests/peak_memory.py DIRECTORY large|million|irregular COUNT
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from castoff.store.builds import uninterrupted
 __all__: list[str] = []
 
 
-def headers(names: list[bytes], size: int) -> bytes:
+def headers(names: list[bytes], size: int, kind: bytes = b"0", target: bytes = b"") -> bytes:
     """One tar header for each name, all at once: a million take a second."""
-    head = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0" + b" " * 8 + b"0"
+    head = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0" + b" " * 8 + kind + target
     joined = b"".join(name.ljust(100, b"\0") + head.ljust(412, b"\0") for name in names)
     blocks = np.frombuffer(joined, np.uint8).reshape(-1, 512).copy()
     sums = blocks.sum(axis=1, dtype=np.int64)
@@ -39,15 +39,23 @@ def headers(names: list[bytes], size: int) -> bytes:
 
 
 def tar(kind: str) -> Iterator[bytes]:
-    """A tar of 400 MB in large files, or of a million empty ones."""
+    """A tar of 400 MB in large files, or of a million empty ones, which are named through a symlink where it is irregular."""
     if kind == "large":
         data = bytes(range(256)) * 16384
         for number in range(100):
             yield headers([b"f%d" % number], len(data)) + data
-    else:
+    elif kind == "million":
         for number in range(1000):
-            yield headers([b"usr/lib/python3/dist-packages/d%d/name-of-a-file-%d" % (number, at) for at in range(1000)], 0)
+            yield headers(_thousand(number), 0)
+    elif kind == "irregular":
+        yield headers([b"usr/lib"], 0, b"5") + headers([b"lib"], 0, b"2", b"usr/lib")
+        for number in range(1000):
+            yield headers([name.removeprefix(b"usr/") for name in _thousand(number)], 0)
     yield bytes(1024)
+
+
+def _thousand(number: int) -> list[bytes]:
+    return [b"usr/lib/python3/dist-packages/d%d/name-of-a-file-%d" % (number, at) for at in range(1000)]
 
 
 def build(kind: str, blob: Path) -> Layer:

@@ -378,9 +378,9 @@ async def test_verify_finds_every_wrong_chunk(tmp_path: Path, tar: bytes) -> Non
     assert verify_segment(tmp_path / "layer")
 
 
-@pytest.mark.parametrize(("kind", "count"), [("large", 6), ("million", 1)])
+@pytest.mark.parametrize(("kind", "count"), [("large", 6), ("million", 1), ("irregular", 1)])
 def test_peak_memory(daemon_directory: Path, kind: str, count: int) -> None:
-    """At most 256 MB to convert and compose six layers of 400 MB at once, and one of a million entries."""
+    """At most 256 MB to convert and compose six layers of 400 MB at once, and one of a million entries, replayed or not."""
     directory = daemon_directory / f"memory-{kind}"
     directory.mkdir()
     command = [sys.executable, Path(__file__).parent.parent / "peak_memory.py", directory, kind, str(count)]

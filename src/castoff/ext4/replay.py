@@ -7,7 +7,7 @@ result is the same kind of changes that a regular layer's records are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from castoff.errors import Invalid
 from castoff.ext4.lexical import ROOT_KEY, path_key
 from castoff.ext4.merge import Changes, Tree
 from castoff.ext4.namehash import hash_names
+from castoff.ext4.paths import Path, Paths
 from castoff.ext4.records import Flag
 from castoff.ext4.stack import Stack
 from castoff.ext4.strings import Strings
@@ -30,16 +31,8 @@ _MAX_SYMLINKS = 40
 _WINDOW = 1 << 14
 """Rows taken from the columns at once."""
 
-
-@dataclass(slots=True)
-class _Path:
-    """A path that the layer made, changed or used as a parent."""
-
-    parent: int
-    """Its directory's key."""
-    item: int
-    inode: int
-    """-1: the path is gone."""
+_REMEMBERED = 1 << 16
+"""Names whose hashes are kept at once."""
 
 
 class _NewDirectories:
@@ -53,6 +46,27 @@ class _NewDirectories:
         """The item of a new directory."""
         self.names.append(name)
         return self.first + len(self.names) - 1
+
+
+class _Resolved:
+    """Where the layer's directories are, until something on the way may have gone."""
+
+    def __init__(self, count: int) -> None:
+        self._key = array("Q", bytes(8 * count))
+        self._round = array("I", bytes(4 * count))
+        self._now = 1
+
+    def get(self, node: int) -> int:
+        """A directory's key; 0 where it must be looked for."""
+        return self._key[node] if self._round[node] == self._now else 0
+
+    def put(self, node: int, key: int) -> None:
+        """Says where a directory is."""
+        self._key[node], self._round[node] = key, self._now
+
+    def clear(self) -> None:
+        """Something may have gone."""
+        self._now += 1
 
 
 def replay(stack: Stack, number: int, tree: Tree) -> Changes:
@@ -71,23 +85,20 @@ class _Replay:
         self.stack, self.tree = stack, tree
         self.layer = stack.layers[number]
         self.base = int(stack.base[number])
-        self.paths: dict[int, _Path] = {}
-        self.children: dict[int, list[int]] = {}
-        """The paths in each directory, but for those that only lower layers have."""
-        self.fresh: set[int] = set()
-        """Directories in which nothing of the lower layers is seen."""
-        self.resolved: dict[int, int] = {}
-        """Directories of the layer whose place is known, until something on the way may have gone."""
-        self.taken: set[int] = set()
+        self.paths = Paths()
+        """But for those that only lower layers have."""
+        self.resolved = _Resolved(len(self.layer) - self.layer.rows)
+        self.taken = bytearray(len(self.layer) - self.layer.rows)
+        """Directories of the layer whose own item names one that was made."""
         self.new = _NewDirectories(int(stack.base[-1]))
-        self.links = {int(item): link for link, item in enumerate(self.layer.link_item.tolist())}
-        self.hashes = self._known_hashes()
+        self.hashes: dict[bytes, int] = {}
 
     def run(self) -> None:
         """Applies the entries in their order."""
         layer = self.layer
         for first in range(0, layer.rows, _WINDOW):
             here = slice(first, min(first + _WINDOW, layer.rows))
+            self._learn(here)
             hashes = layer.major[here].astype(np.uint64) << np.uint64(32) | layer.minor[here]
             columns = zip(layer.kind[here].tolist(), layer.directory[here].tolist(), hashes.tolist(), strict=True)
             for row, (kind, directory, name_hash) in enumerate(columns, start=first):
@@ -102,7 +113,7 @@ class _Replay:
             self._whiteout(self._enter(node, create=False, row=row), name, name_hash)
         elif not name:
             root = self._existing(ROOT_KEY)
-            self.paths[ROOT_KEY] = _Path(ROOT_KEY, root.item, self.base + row)
+            self.paths.put(ROOT_KEY, Path(ROOT_KEY, root.item, self.base + row))
         else:
             directory = self._enter(node, create=True, row=row)
             assert directory is not None
@@ -111,48 +122,53 @@ class _Replay:
     def changes(self) -> Changes:
         """The outcome; gives the layer's items their place in the stack."""
         self.stack.add_directories(self.new.names)
-        keys = sorted(self.paths)
-        found = [self.paths[key] for key in keys]
-        items = np.array([path.item for path in found], dtype=np.int64)
-        slots = self.stack.add_slots([path.parent for path in found])
+        paths = self.paths.columns()
+        items, inodes = paths.item, paths.inode
+        slots = self.stack.add_slots(paths.parent)
         mine = items >= self.base
         self.stack.slot[items[mine]] = slots[mine]
-        inodes = np.array([path.inode for path in found], dtype=np.int64)
         exists = inodes >= 0
         directory = exists & (self.stack.kind[inodes] == Kind.DIRECTORY)
-        fresh = np.array([key in self.fresh for key in keys], dtype=bool)
         flags = np.where(exists, Flag.EXISTS | Flag.EXPLICIT, 0).astype(np.uint8)
         flags[directory] |= Flag.DIRECTORY
-        flags[~directory | fresh] |= Flag.CLEAR
+        flags[~directory | paths.fresh] |= Flag.CLEAR
         inodes[~exists] = 0
-        return Changes(np.array(keys, dtype=np.uint64), items.astype(np.uint32), inodes.astype(np.uint32), flags)
+        return Changes(paths.key, items.astype(np.uint32), inodes.astype(np.uint32), flags)
 
-    def _known_hashes(self) -> dict[bytes, int]:
-        """The hashes of the layer's directories' names, and of all that symlinks and hardlinks may lead through."""
-        names = {self.layer.names[item] for item in range(self.layer.rows, len(self.layer))}
-        for layer in self.stack.layers:
-            for item in np.flatnonzero(layer.kind == Kind.SYMLINK).tolist():
-                names.update(layer.inodes.inline[item].split(b"/"))
-        for link in range(len(self.layer.link_item)):
-            names.update(self.layer.link_path[link].split(b"/"))
-        ordered = [name for name in names if 0 < len(name) <= 255]
-        major, minor = hash_names(Strings.from_list(ordered))
-        return dict(zip(ordered, (major.astype(np.uint64) << np.uint64(32) | minor).tolist(), strict=True))
+    def _learn(self, here: slice) -> None:
+        """Hashes at once the names that these rows may lead through; what symlinks lead to is hashed when it is met."""
+        layer = self.layer
+        names = set[bytes]()
+        nodes = np.unique(layer.directory[here])
+        while nodes.any() and len(names) < _REMEMBERED:
+            names.update(layer.names[layer.rows + node] for node in nodes.tolist())
+            nodes = np.unique(layer.directory[layer.rows + nodes])
+        first, end = np.searchsorted(layer.link_item, (here.start, here.stop)).tolist()
+        for link in range(first, end):
+            names.update(layer.link_path[link].split(b"/"))
+        self._remember([name for name in names if 0 < len(name) <= 255 and name not in self.hashes])
 
-    def _kind(self, path: _Path) -> int:
+    def _remember(self, names: list[bytes]) -> None:
+        if len(self.hashes) + len(names) > _REMEMBERED:
+            self.hashes.clear()
+        major, minor = hash_names(Strings.from_list(names))
+        hashes = major.astype(np.uint64) << np.uint64(32) | minor
+        self.hashes.update(zip(names, hashes.tolist(), strict=True))
+
+    def _kind(self, path: Path) -> int:
         return int(self.stack.kind[path.inode]) if path.inode < self.new.first else int(Kind.DIRECTORY)
 
-    def _find(self, directory: int, name: bytes, key: int) -> _Path | None:
+    def _find(self, directory: int, name: bytes, key: int) -> Path | None:
         """What has a path now."""
         path = self.paths.get(key)
         if path is None:
-            if directory in self.fresh:
+            if self.paths.is_fresh(directory):
                 return None
             position = self.tree.locate(key)
             if position < 0:
                 return None
             item = int(self.tree.item[position])
-            path = _Path(self._parent(item), item, int(self.tree.inode[position]))
+            path = Path(self._parent(item), item, int(self.tree.inode[position]))
         if path.parent != directory or self._name(path.item) != name:
             raise Invalid(f"the name {show(name)} was made to collide with another")
         return path if path.inode >= 0 else None
@@ -163,7 +179,7 @@ class _Replay:
     def _parent(self, item: int) -> int:
         return int(self.stack.slot_key[self.stack.slot[item]])
 
-    def _existing(self, key: int) -> _Path:
+    def _existing(self, key: int) -> Path:
         """A path that is known to exist."""
         path = self.paths.get(key)
         if path is not None:
@@ -171,49 +187,45 @@ class _Replay:
         position = self.tree.locate(key)
         item = int(self.tree.item[position])
         parent = ROOT_KEY if key == ROOT_KEY else self._parent(item)
-        return _Path(parent, item, int(self.tree.inode[position]))
+        return Path(parent, item, int(self.tree.inode[position]))
 
     def _touch(self, key: int) -> None:
         """Notes that the layer uses a directory: whiteouts of the same layer spare it from now on."""
+        way = list[tuple[int, Path]]()
         while key not in self.paths:
-            self.paths[key] = path = self._existing(key)
+            path = self._existing(key)
+            way.append((key, path))
             if key == ROOT_KEY:
-                return
-            self.children.setdefault(path.parent, []).append(key)
+                break
             key = path.parent
+        for below, path in reversed(way):
+            self.paths.put(below, path)
 
-    def _set(self, key: int, path: _Path) -> None:
-        known = key in self.paths
-        self.paths[key] = path
+    def _set(self, key: int, path: Path) -> None:
         self._touch(path.parent)
-        if not known:
-            self.children.setdefault(path.parent, []).append(key)
+        self.paths.put(key, path)
 
     def _put(self, row: int, kind: int, directory: int, name: bytes, key: int) -> None:
         """An entry that makes something."""
         old = self._find(directory, name, key)
         item = inode = self.base + row
         if old is not None and kind == Kind.DIRECTORY == self._kind(old):
-            self._set(key, _Path(directory, old.item, inode))
+            self._set(key, Path(directory, old.item, inode))
             return
         if old is not None:
             self._remove(key, old)
         if kind == Kind.HARDLINK:
             inode = self._link_target(row)
+        self._set(key, Path(directory, item, inode))
         if kind == Kind.DIRECTORY:
-            self.fresh.add(key)
-        self._set(key, _Path(directory, item, inode))
+            self.paths.refresh(key)
 
-    def _remove(self, key: int, path: _Path) -> None:
+    def _remove(self, key: int, path: Path) -> None:
         """Removes a path and all below it."""
         if self._kind(path) in (Kind.DIRECTORY, Kind.SYMLINK):
             self.resolved.clear()
-        below = [key]
-        while below:
-            for child in self.children.pop(below.pop(), ()):
-                below.append(child)
-                del self.paths[child]
-        self._set(key, _Path(path.parent, path.item, -1))
+        self.paths.forget_below(key)
+        self._set(key, Path(path.parent, path.item, -1))
 
     def _whiteout(self, directory: int | None, name: bytes, name_hash: int) -> None:
         if directory is None:
@@ -236,20 +248,20 @@ class _Replay:
         below = [directory]
         while below:
             key = below.pop()
-            self.fresh.add(key)
-            for child in self.children.get(key, ()):
-                path = self.paths[child]
-                if path.inode >= 0 and self._kind(path) == Kind.DIRECTORY:
+            self.paths.refresh(key)
+            for child in self.paths.children(key):
+                path = self.paths.get(child)
+                if path is not None and path.inode >= 0 and self._kind(path) == Kind.DIRECTORY:
                     below.append(child)
 
     def _link_target(self, row: int) -> int:
         """The inode that a hardlink names."""
-        target = self.layer.link_path[self.links[row]]
+        target = self.layer.link_path[int(self.layer.link_item.searchsorted(row))]
         parts = target.split(b"/")
         place, missing = self._walk(parts[:-1], row)
         path = None
         if not missing and parts[-1]:
-            key = path_key(place[-1], self.hashes.get(parts[-1], 0))
+            key = path_key(place[-1], self._hash(parts[-1]) if len(parts[-1]) <= 255 else 0)
             path = self._find(place[-1], parts[-1], key)
         if path is None or self._kind(path) == Kind.DIRECTORY:
             raise Invalid(f"{self.layer.path(row)} is a hardlink to {show(target)}, which is no file there")
@@ -258,7 +270,7 @@ class _Replay:
     def _enter(self, node: int, *, create: bool, row: int) -> int | None:
         """The directory that the layer calls ``node``; None where it is missing and not to be created."""
         known = self.resolved.get(node)
-        if known is not None:
+        if known:
             return known
         nodes = [node]
         while nodes[-1]:
@@ -271,7 +283,7 @@ class _Replay:
         for depth, name in enumerate(missing):
             own = tail[depth] if len(tail) == len(missing) else None
             place.append(self._make(place[-1], name, own, row))
-        self.resolved[node] = place[-1]
+        self.resolved.put(node, place[-1])
         return place[-1]
 
     def _make(self, parent: int, name: bytes, node: int | None, row: int) -> int:
@@ -281,21 +293,19 @@ class _Replay:
         if self._find(parent, name, key) is not None:
             raise Invalid(f"{self.layer.path(row)} lies below {show(name)}, which is a file")
         item = -1 if node is None else self.layer.rows + node
-        if item < 0 or item in self.taken or self.layer.names[item] != name:
+        if node is None or self.taken[node] or self.layer.names[item] != name:
             place = self.new.add(name)
         else:
-            self.taken.add(item)
+            self.taken[node] = 1
             place = self.base + item
-        self.fresh.add(key)
-        self._set(key, _Path(parent, place, place))
+        self._set(key, Path(parent, place, place))
+        self.paths.refresh(key)
         return key
 
     def _hash(self, name: bytes) -> int:
-        known = self.hashes.get(name)
-        if known is None:
-            major, minor = hash_names(Strings.from_list([name]))
-            known = self.hashes[name] = int(major[0]) << 32 | int(minor[0])
-        return known
+        if name not in self.hashes:
+            self._remember([name])
+        return self.hashes[name]
 
     def _walk(self, parts: list[bytes], row: int) -> tuple[list[int], list[bytes]]:
         """Follows a path inside the root: the directories that exist on it, and the names after them that do not.

@@ -91,9 +91,9 @@ class Stack:
         if names:
             self._append([compile_tables(_directories(names))])
 
-    def add_slots(self, keys: Sequence[int]) -> NDArray[np.uint32]:
+    def add_slots(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
         """New slots for the directories with these keys: which slot each of ``keys`` has."""
-        unique, which = np.unique(np.array(keys, dtype=np.uint64), return_inverse=True)
+        unique, which = np.unique(keys, return_inverse=True)
         first = len(self.slot_key)
         self.slot_key = np.concatenate([self.slot_key, unique])
         return (first + which).astype(np.uint32)
