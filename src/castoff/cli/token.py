@@ -67,7 +67,7 @@ def revoke(shared: Globals, ids: tuple[str, ...]) -> None:
 
 
 def _on_tokens(shared: Globals, work: Callable[[Tokens], Coroutine[Any, Any, T]]) -> T:
-    from castoff.agent.main import database_path
+    from castoff.agent.records import database_path
     from castoff.api.tokens import Tokens
     from castoff.lifecycle.database import Database
 
