@@ -15,6 +15,7 @@ import msgspec
 
 from castoff.artifact.settings import ArtifactSettings
 from castoff.errors import Invalid, NotFound
+from castoff.fleet.settings import FleetSettings
 from castoff.hydrate.settings import HydrateSettings
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
@@ -52,6 +53,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sources: SourceSettings = SourceSettings()
     hydrate: HydrateSettings = HydrateSettings()
     peers: PeerSettings = PeerSettings()
+    fleet: FleetSettings = FleetSettings()
     vmm: VmmSettings = VmmSettings()
     machine: MachineSettings = MachineSettings()
     agent: AgentSettings = AgentSettings()
