@@ -138,15 +138,17 @@ async def _from_artifact(image: Image, artifact: Artifact, wish: _Wish, store: S
         stack = [begun[layer.diff_id].stored for layer in image.layers]
         size = _size(wish, [layer.have.segment_size for layer in stack], providers)
         only = profile or await wanted_chunks(image, stack, size)
-        quarantine = Quarantine(providers.sources.quarantine)
+        quarantine, keeper = Quarantine(providers.sources.quarantine), None
         source: ChunkSource = RegistrySource(artifact.repository, providers.sources, providers.image)
         if providers.peers.is_used:
             from castoff.peers.frames import indexed
+            from castoff.peers.kept import KeptFrames
             from castoff.peers.swarm import SwarmSource
 
             book = indexed({layer.pack: layer.index for layer in begun.values()})
             source = SwarmSource(providers.peers, book, source, quarantine)
-        reader = ChunkReader(LimitedSource(source, wish.limit) if wish.limit else source, quarantine)
+            keeper = KeptFrames(store) if providers.peers.listen else None
+        reader = ChunkReader(LimitedSource(source, wish.limit) if wish.limit else source, quarantine, keeper=keeper)
         try:
             return await fetch_layers(tuple(begun.values()), reader, store, only=only)
         finally:

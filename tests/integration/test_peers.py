@@ -37,8 +37,9 @@ from castoff.sources.source import ByteRange
 from castoff.sources.urgency import URGENCY, Urgency
 from castoff.store.settings import StoreSettings
 from castoff.store.store import Store
+from fleet_authority import Authority
 from packed_layer import PackedLayer, begin, random_files
-from peer_hosts import Authority, put, real_pack, sharing
+from peer_hosts import put, real_pack, sharing
 
 
 @pytest.fixture(name="layer")

@@ -48,15 +48,17 @@ def _reader(record: LazyRecord, store: Store) -> ChunkReader:
     from castoff.sources.quarantine import Quarantine
     from castoff.sources.registry import RegistrySource
 
-    quarantine = Quarantine(record.sources.quarantine)
+    quarantine, keeper = Quarantine(record.sources.quarantine), None
     source: ChunkSource = RegistrySource(record.repository, record.sources, record.registry)
     if record.peers.is_used:
         from castoff.peers.frames import stored
+        from castoff.peers.kept import KeptFrames
         from castoff.peers.swarm import SwarmSource
 
         layers = {Digest.parse(layer.pack): Digest.parse(layer.diff_id) for layer in record.layers}
         source = SwarmSource(record.peers, stored(store, layers), source, quarantine)
-    return chunks.ChunkReader(source, quarantine)
+        keeper = KeptFrames(store) if record.peers.listen else None
+    return chunks.ChunkReader(source, quarantine, keeper=keeper)
 
 
 async def _run(found: Inheritance) -> None:

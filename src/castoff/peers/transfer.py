@@ -35,6 +35,8 @@ _PEER_AT_ONCE = 16
 _QUEUE = 8
 _GREETING = 0.05
 """Seconds that peers have for saying what they have, before the registry is asked for anything."""
+_TIMES, _MOST = 3, 20
+"""A share is waited for so many times as long as one of this host's own takes, and for so many times the patience at most."""
 _TICK = 0.01
 """Seconds between two looks at whether the registry is to be asked."""
 
@@ -91,6 +93,10 @@ class Transfer:
         self._progress = time.monotonic()
         self._hold = self._progress + _GREETING
         self._failures: dict[str, CastoffError] = {}
+        self._asked_at: list[float] = []
+        """When the registry's requests that are under way began."""
+        self._slowest = 0.0
+        """Seconds that the slowest of those that are through took."""
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The ranges, each once, as they come.
@@ -121,6 +127,9 @@ class Transfer:
         """Has ranges from one source, if it gives them."""
         under_way = self._from_origin if source is self._origin else self._taken
         under_way[list(chosen)] = True
+        begun = time.monotonic()
+        if source is self._origin:
+            self._asked_at.append(begun)
         try:
             async with aclosing(source.read(self._pack, [self._ranges[number] for number in chosen])) as pieces:
                 async for piece in pieces:
@@ -131,6 +140,9 @@ class Transfer:
                         await self._came.put(piece)
         finally:
             under_way[list(chosen)] = False
+            if source is self._origin:
+                self._asked_at.remove(begun)
+                self._slowest = max(self._slowest, time.monotonic() - begun)
 
     # Peers.
 
@@ -204,7 +216,7 @@ class Transfer:
         if time.monotonic() < self._hold and not all(seat.is_known for seat in self._seats):
             return []
         bringing = self._bringing()
-        late = time.monotonic() - self._progress > self._patience
+        late = time.monotonic() - self._progress > self._bearable()
         stalled = late and not self._came.full()  # else it is the reader who is behind
         open_ = self._wanted & ~self._from_origin
         if not stalled:
@@ -239,8 +251,16 @@ class Transfer:
     def _bringing(self) -> set[str]:
         """Peers that are worth waiting for."""
         return {
-            seat.peer.url for seat in self._seats if seat.brings(self._patience) and self._quarantine.why(seat.peer.name) is None
+            seat.peer.url
+            for seat in self._seats
+            if seat.brings(self._bearable()) and self._quarantine.why(seat.peer.name) is None
         }
+
+    def _bearable(self) -> float:
+        """Seconds without news that are borne: the more hosts are served by one registry, the longer each of them waits for a
+        share, and what this host's own shares take tells how long that is."""
+        waiting = time.monotonic() - min(self._asked_at) if self._asked_at else 0.0
+        return max(self._patience, min(_TIMES * max(waiting, self._slowest), _MOST * self._patience))
 
     def _pass_over(self, urls: set[str]) -> None:
         """This host does their share."""

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from castoff.errors import CastoffError, Internal, Invalid
 from castoff.image.digest import Digest
@@ -26,10 +26,22 @@ from castoff.sources.failure import failure_of
 from castoff.sources.quarantine import Quarantine
 from castoff.sources.source import ByteRange, ChunkSource, Piece
 
-__all__ = ["ChunkReader", "WrongBytes"]
+__all__ = ["ChunkReader", "FrameKeeper", "WrongBytes"]
 
 _REMEMBERED = 100
 _Results: TypeAlias = "asyncio.Queue[tuple[ByteRange, bytes] | None]"
+
+
+class FrameKeeper(Protocol):
+    """Wants the frames that chunks came in (castoff.peers.kept)."""
+
+    def keep(self, index: LayerIndex, number: int, frame: bytes | memoryview) -> None:
+        """A chunk's verified frame. Blocks; called in threads."""
+        ...
+
+    def close(self) -> None:
+        """Ends it; what is called afterwards has no effect. Blocks."""
+        ...
 
 
 class WrongBytes(Invalid):
@@ -48,14 +60,23 @@ class ChunkReader:
         source: Whom to ask.
         quarantine: Who is left alone; a chain brings its own. What is inside of ``source`` must have been given the same.
         threads: That check; as many as there are processors by default.
+        keeper: Is given the frame of each chunk that was right, before anybody sees the chunk; closed with this.
     """
 
-    def __init__(self, source: ChunkSource, quarantine: Quarantine | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        source: ChunkSource,
+        quarantine: Quarantine | None = None,
+        *,
+        threads: int | None = None,
+        keeper: FrameKeeper | None = None,
+    ) -> None:
         chain = source if isinstance(source, ChainSource) else ChainSource([source], quarantine)
         self.quarantine = chain.quarantine
         self.wrong: deque[WrongBytes] = deque(maxlen=_REMEMBERED)
         """The latest wrong bytes."""
         self._source = chain
+        self._keeper = keeper
         self._depth = 2 * (threads or len(os.sched_getaffinity(0)))
         self._threads = ThreadPoolExecutor(self._depth // 2, "castoff-chunks")
 
@@ -86,6 +107,8 @@ class ChunkReader:
         """Closes source and threads."""
         await self._source.close()
         self._threads.shutdown(wait=False)
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.close)
 
     async def _read(
         self, index: LayerIndex, pack: Digest, places: dict[ByteRange, int], liars: dict[str, WrongBytes]
@@ -145,7 +168,7 @@ class ChunkReader:
 
     async def _check(self, index: LayerIndex, number: int, piece: Piece, liars: dict[str, WrongBytes]) -> bytes | None:
         """The chunk; None where its bytes are wrong, for which their source is left alone."""
-        check = partial(_verified, index, number, piece)
+        check = partial(_verified, index, number, piece, self._keeper)
         try:
             chunk = await asyncio.get_running_loop().run_in_executor(self._threads, check)
         except Invalid as error:
@@ -174,10 +197,12 @@ def _places(index: LayerIndex, numbers: Iterable[int]) -> dict[Digest, dict[Byte
     return packs
 
 
-def _verified(index: LayerIndex, number: int, piece: Piece) -> bytes:
+def _verified(index: LayerIndex, number: int, piece: Piece, keeper: FrameKeeper | None) -> bytes:
     """The chunk in a piece. Blocks; its work is done by C libraries that let other threads run."""
     if len(piece.data) != len(piece.range):
         raise Invalid(f"there are {len(piece.data)} bytes and {len(piece.range)} were asked for")
     chunk = unpack_chunk(piece.data, chunk_size(index, number))
     verify_chunk(index, number, chunk)
+    if keeper is not None:
+        keeper.keep(index, number, piece.data)
     return chunk

@@ -1,15 +1,18 @@
-"""What this host gives to others: frames of chunks that it has, made anew from segments and kept for the next who asks.
+"""What this host gives to others: frames of chunks that it has, as they came in, or made anew from segments.
 
 A host that has a layer has no pack of it, but the same compressor makes the same frames (castoff.layers.pack), in a
-millisecond each. The latest stay in memory: when many hosts begin together, all of them want the same.
+millisecond each. Of a layer that came in lately they lie beside it (castoff.peers.kept); of those that are made anew the
+latest stay in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +21,7 @@ from castoff.errors import Conflict, NotFound
 from castoff.image.digest import Digest
 from castoff.layers.pack import pack_chunk
 from castoff.layers.toc import CHUNK
+from castoff.peers.kept import frames_file, kept_files, kept_frame
 from castoff.store.have import Have
 from castoff.store.layers import StoredLayer
 from castoff.store.store import Store
@@ -25,6 +29,8 @@ from castoff.store.store import Store
 __all__ = ["Shelf"]
 
 _THREADS = 2
+_KEEP = 120.0
+"""Seconds that frames are kept beside their layer when none came in and nobody asked."""
 _Key: TypeAlias = tuple[Digest, int]
 
 
@@ -33,14 +39,15 @@ class Shelf:
 
     Args:
         store: Where layers are.
-        size: Bytes of frames that are kept.
+        size: Bytes of frames that are kept in memory.
     """
 
     def __init__(self, store: Store, size: int = 64 << 20) -> None:
         self._store = store
         self._room = size
-        self._kept: OrderedDict[_Key, bytes] = OrderedDict()
+        self._made: OrderedDict[_Key, bytes] = OrderedDict()
         self._size = 0
+        self._asked: dict[str, float] = {}
         self._threads = ThreadPoolExecutor(_THREADS, "castoff-shelf")
 
     def close(self) -> None:
@@ -56,11 +63,8 @@ class Shelf:
         """
 
         def read() -> bytes:
-            layer = self._layer(diff_id)
-            try:
+            with self._layer(diff_id) as layer:
                 return _bits(layer.path / "have")
-            finally:
-                layer.pin.close()
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, read)
 
@@ -75,57 +79,81 @@ class Shelf:
             NotFound: Not all of them are here.
             Conflict: This host's compressor makes other frames.
         """
-        missing = [number for number, _ in wanted if (diff_id, number) not in self._kept]
-        made: dict[int, bytes] = {}
+        known = {number: frame for number, _ in wanted if (frame := self._made.get((diff_id, number))) is not None}
+        missing = [one for one in wanted if one[0] not in known]
         if missing:
-            work = asyncio.get_running_loop().run_in_executor(self._threads, self._make, diff_id, missing)
-            made = await work
-        found = []
+            kept, made = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, diff_id, missing)
+            known |= kept | made
+            for number, frame in made.items():
+                self._keep((diff_id, number), frame)
         for number, length in wanted:
-            key = (diff_id, number)
-            frame = made.get(number) or self._kept.get(key)
-            if frame is None:  # pushed out by others meanwhile
-                frame = (await asyncio.get_running_loop().run_in_executor(self._threads, self._make, diff_id, [number]))[number]
-            if len(frame) != length:
-                raise Conflict(f"chunk {number} of layer {diff_id} has {len(frame)} bytes here, and not {length}")
-            self._keep(key, frame)
-            found.append(frame)
-        return found
+            if len(known[number]) != length:
+                raise Conflict(f"chunk {number} of layer {diff_id} has {len(known[number])} bytes here, and not {length}")
+        return [known[number] for number, _ in wanted]
 
-    def _layer(self, diff_id: Digest) -> StoredLayer:
+    def tidy(self) -> None:
+        """Removes the frames beside layers that nobody has asked for in a while. Blocks."""
+        for path in kept_files(self._store.root):
+            with contextlib.suppress(OSError):  # it went with its layer
+                used = max(self._asked.get(path.parent.name, 0.0), path.stat().st_mtime)
+                if path.name != frames_file(path.parent).name or time.time() - used > _KEEP:
+                    path.unlink()
+                    self._asked.pop(path.parent.name, None)
+
+    @contextlib.contextmanager
+    def _layer(self, diff_id: Digest) -> Iterator[StoredLayer]:
+        """The layer, pinned for the block."""
         layer = self._store.layer(diff_id)
         if layer is None:
             raise NotFound(f"layer {diff_id} is not here")
-        return layer
-
-    def _make(self, diff_id: Digest, numbers: Sequence[int]) -> dict[int, bytes]:
-        """Blocks."""
-        layer = self._layer(diff_id)
         try:
-            bits, size = _bits(layer.path / "have"), layer.have.segment_size
-            for number in numbers:
-                if number >= layer.have.chunks or not bits[number >> 3] >> (number & 7) & 1:
-                    raise NotFound(f"chunk {number} of layer {diff_id} is not here")
-            descriptor = os.open(layer.segment, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                return {
-                    number: pack_chunk(os.pread(descriptor, min(CHUNK, size - number * CHUNK), number * CHUNK))
-                    for number in numbers
-                }
-            finally:
-                os.close(descriptor)
+            yield layer
         finally:
             layer.pin.close()
 
+    def _read(self, diff_id: Digest, wanted: Sequence[tuple[int, int]]) -> tuple[dict[int, bytes], dict[int, bytes]]:
+        """The frames that are kept beside the layer, and those that were made, by chunk. Blocks."""
+        with self._layer(diff_id) as layer:
+            bits, size = _bits(layer.path / "have"), layer.have.segment_size
+            for number, _ in wanted:
+                if number >= layer.have.chunks or not bits[number >> 3] >> (number & 7) & 1:
+                    raise NotFound(f"chunk {number} of layer {diff_id} is not here")
+            kept = self._kept(layer, wanted)
+            with _opened(layer.segment) as segment:
+                made = {
+                    number: pack_chunk(os.pread(segment, min(CHUNK, size - number * CHUNK), number * CHUNK))
+                    for number, _ in wanted
+                    if number not in kept
+                }
+            return kept, made
+
+    def _kept(self, layer: StoredLayer, wanted: Sequence[tuple[int, int]]) -> dict[int, bytes]:
+        try:
+            with _opened(frames_file(layer.path)) as file:
+                self._asked[layer.path.name] = time.time()
+                found = {number: kept_frame(file, number, length) for number, length in wanted}
+        except FileNotFoundError:
+            return {}
+        return {number: frame for number, frame in found.items() if frame is not None}
+
     def _keep(self, key: _Key, frame: bytes) -> None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
+        if key in self._made:
+            self._made.move_to_end(key)
             return
-        self._kept[key] = frame
+        self._made[key] = frame
         self._size += len(frame)
         while self._size > self._room:
-            _, old = self._kept.popitem(last=False)
+            _, old = self._made.popitem(last=False)
             self._size -= len(old)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _bits(path: Path) -> bytes:
