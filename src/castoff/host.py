@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from castoff.config import Config, load
 from castoff.errors import CastoffError, Conflict, NotFound
 from castoff.image.image import Image, Layer, Platform
 from castoff.machine.model import MachineRequest, MachineState
 from castoff.machine.records import MachineRecords
+from castoff.peers.known import KNOWN_PEERS
+from castoff.peers.settings import PeerSettings
 from castoff.rootfs.context import ProviderContext
 from castoff.store.rootfs import RootfsName
 from castoff.store.store import Store
@@ -61,7 +65,7 @@ class Host:
             artifact=config.artifact,
             sources=config.sources,
             hydrate=config.hydrate,
-            peers=config.peers,
+            peers=_peers(config),
             converted=self._converted,
             notice=notice,
         )
@@ -315,6 +319,14 @@ class Host:
     def _is_present(self, layer: Layer) -> bool:
         found = self.store.layer(layer.diff_id)
         return found is not None and found.complete
+
+
+def _peers(config: Config) -> PeerSettings:
+    """Whom fetches ask: the agent of a fleet keeps a file of the hosts that it knows."""
+    known = config.state / "agent" / KNOWN_PEERS
+    if config.peers.known is not None or not (config.fleet.is_used or known.exists()):
+        return config.peers
+    return msgspec.structs.replace(config.peers, known=known)
 
 
 def _rootfs_name(text: str) -> RootfsName:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from castoff.agent.applogs import app_log_routes
+from castoff.agent.fleet.fleet import in_fleet
+from castoff.agent.fleet.routes import fleet_routes
 from castoff.agent.hosted import hosted_machines
 from castoff.agent.images import HostImages
 from castoff.agent.launch.logs import Logs
@@ -102,7 +104,9 @@ async def running(
             settings=settings,
         )
         page = _page(config, host, machines, await enter(MachineStream.open(machines)), creates, metrics)
-        app = build_app(parts, [counted(metrics, creates), log_routes(logs), app_log_routes(logs), partial(add_page, page=page)])
+        fleet = await enter(in_fleet(config, host.store, machines, directory, notice))
+        registers = [counted(metrics, creates), log_routes(logs), app_log_routes(logs), fleet_routes(fleet)]
+        app = build_app(parts, [*registers, partial(add_page, page=page)])
         await enter(serving_peers(config.peers, host.store, creates.under_way))
         sockets = bind(settings, directory)
         address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""

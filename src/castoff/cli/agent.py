@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from castoff.cli.app import Group
 from castoff.cli.exits import printable
@@ -29,11 +30,12 @@ __all__ = ["command"]
     is_flag=True,
     help="Remove machines and volumes that are on disk and not in the agent's database; without this it refuses to start.",
 )
+@click.option("--fleet", "urls", multiple=True, metavar="URL", help="A NATS server of the fleet to join, instead of fleet.urls.")
 @click.pass_context
-def command(context: click.Context, discard_unknown: bool) -> None:
+def command(context: click.Context, discard_unknown: bool, urls: tuple[str, ...]) -> None:
     """Run the agent: the Machines API, and machines that outlive it. It stays in the foreground; SIGTERM ends it."""
     if context.invoked_subcommand is None:
-        _serve(context.obj, discard_unknown)
+        _serve(context.obj, discard_unknown, urls)
 
 
 @command.command("check-config")
@@ -43,8 +45,10 @@ def check_config(shared: Globals) -> None:
     from castoff.agent.listen import parse_listen, tls_context
     from castoff.agent.tracing import check_endpoint
     from castoff.errors import Invalid
+    from castoff.fleet.settings import check_fleet
 
     config = shared.load()
+    check_fleet(config.fleet)
     where = parse_listen(config.agent)
     tls = tls_context(config.agent)
     if config.agent.otlp_endpoint:
@@ -60,14 +64,14 @@ def _place(where: tuple[str, int] | None) -> str:
     return "the unix socket only" if where is None else f"port {where[1]} of {where[0]}"
 
 
-def _serve(shared: Globals, discard_unknown: bool) -> None:
+def _serve(shared: Globals, discard_unknown: bool, urls: tuple[str, ...]) -> None:
     from castoff.cli.loop import complete
 
     _log_to_stderr(shared)
-    complete(_run(shared, discard_unknown))
+    complete(_run(shared, discard_unknown, urls))
 
 
-async def _run(shared: Globals, discard_unknown: bool) -> None:
+async def _run(shared: Globals, discard_unknown: bool, urls: tuple[str, ...]) -> None:
     from castoff.agent.main import running
     from castoff.agent.notify import notify, watchdog
     from castoff.agent.process import calm_collector, raise_descriptors
@@ -79,6 +83,8 @@ async def _run(shared: Globals, discard_unknown: bool) -> None:
         log.info("%s", line)
 
     config = shared.load()
+    if urls:
+        config = msgspec.structs.replace(config, fleet=msgspec.structs.replace(config.fleet, urls=urls))
     raise_descriptors()
     # A token in the journal would be read by whoever may read that: there, `castoff token create` makes the first one.
     first_token = not _is_journal(sys.stderr.fileno())

@@ -28,6 +28,7 @@ COMMANDS = {
     "volume": "Create, list, show, extend, copy and delete volumes: filesystems that outlive machines.",
     "secret": "Set, list and unset the secrets of an app: variables that its machines get.",
     "agent": "Run the agent: the Machines API, and machines that outlive it.",
+    "fleet": "Look at the fleet: which hosts are there, what they have, and whether this one is seen.",
     "token": "Make, list and revoke the tokens of the agent's API.",
     "store": "Look after what castoff keeps on this host.",
     "trust": "List, add and remove the keys whose artifacts count on this host.",

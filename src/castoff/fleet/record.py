@@ -15,7 +15,8 @@ MOST_BYTES = 16 * 1024
 
 HostId: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 _Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=255, pattern=r"^[\x20-\x7e]*\Z")]
-_Url: TypeAlias = Annotated[str, msgspec.Meta(max_length=255, pattern=r"^(https?://[\x21-\x7e]+)?\Z")]
+_URL = r"^(https://[\x21-\x7e]+|http://(127\.|localhost[:/]|\[::1\])[\x21-\x7e]*)?\Z"
+_Url: TypeAlias = Annotated[str, msgspec.Meta(max_length=255, pattern=_URL)]
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
 

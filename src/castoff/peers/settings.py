@@ -15,6 +15,9 @@ class PeerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     urls: tuple[str, ...] = ()
     """The other hosts that chunks are asked of before the registry: ``https://HOST:PORT`` of their ``peers.listen``, in
     any order. The list may have this host's own ``url``, so that all hosts share one list."""
+    known: Path | None = None
+    """A file with more of them, a URL a line, nearest first, which is read anew when it changes. The agent of a fleet keeps one,
+    ``STATE/agent/peers``, and it need not be named."""
     url: str = ""
     """How the others reach this host: shares of a layer are handed out by it. Empty: this host takes no share of its own."""
     listen: str = ""
@@ -37,4 +40,4 @@ class PeerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     @property
     def is_used(self) -> bool:
         """Whether others are asked."""
-        return any(url != self.url for url in self.urls)
+        return self.known is not None or any(url != self.url for url in self.urls)

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from castoff.errors import CastoffError, Invalid
 from castoff.image.digest import Digest
 from castoff.peers.frames import Book, PackFrames
+from castoff.peers.known import KnownPeers
 from castoff.peers.peer import Peer, peer_transport
 from castoff.peers.prompt import PromptSource
 from castoff.peers.seat import Seat
@@ -47,16 +48,17 @@ class SwarmSource:
         self._origin = origin
         self._quarantine = quarantine
         self._transport = peer_transport(lambda: client_context(settings))
-        self._peers = [Peer(url, book, self._transport) for url in dict.fromkeys(settings.urls) if url != settings.url]
-        self._seats: dict[Digest, list[Seat]] = {}
-        self.name = f"{len(self._peers)} peers and {origin.name}"
+        self._known = KnownPeers(settings.known)
+        self._peers: dict[str, Peer] = {}
+        self._seats: dict[Digest, dict[str, Seat]] = {}
+        self.name = f"peers and {origin.name}"
 
     async def locate(self, pack: Digest) -> Located | None:
         """What the registry says; a peer only where that cannot be asked."""
         try:
             return await self._origin.locate(pack)
         except CastoffError:
-            for peer in self._peers:
+            for peer in self._asked():
                 found = await _asked(peer, pack)
                 if found is not None:
                     return found
@@ -72,10 +74,19 @@ class SwarmSource:
 
     async def close(self) -> None:
         for seats in self._seats.values():
-            for seat in seats:
+            for seat in seats.values():
                 await seat.close()
         await self._transport.close()
         await self._origin.close()
+
+    def _asked(self) -> list[Peer]:
+        """Whom to ask by now."""
+        urls = dict.fromkeys((*self._settings.urls, *self._known.urls()))
+        urls.pop(self._settings.url, None)
+        for url in urls:
+            if url not in self._peers:
+                self._peers[url] = Peer(url, self._book, self._transport)
+        return [self._peers[url] for url in urls]
 
     async def _source(self, pack: Digest, ranges: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:
         frames = await asyncio.to_thread(self._book, pack)
@@ -85,9 +96,8 @@ class SwarmSource:
             plain = True
         if frames is None or plain:  # nothing that a peer could have
             return self._origin.read(pack, ranges)
-        seats = self._seats.setdefault(pack, [])
-        if not seats:
-            seats.extend(Seat(peer, frames) for peer in self._peers)
+        at_pack = self._seats.setdefault(pack, {})
+        seats = [at_pack.get(peer.url) or at_pack.setdefault(peer.url, Seat(peer, frames)) for peer in self._asked()]
         urgency = URGENCY.get()
         if urgency is Urgency.WAITED_FOR:
             return self._urgent(seats, frames, ranges).read(pack, ranges)
