@@ -69,8 +69,8 @@ class RegionHost:
         path = self.directory / f"{name}-{'region' if peers else 'alone'}.toml"
         path.write_text(
             f'state = "{self.state}"\nimage.insecure_registries = ["{self.registry}"]\nstore.backing = "native"\n'
-            f'vmm.qemu.accelerator = "tcg"\nmachine.network = "none"\nagent.listen = ""\n{more}'
-            + (self._peers() if peers else "")
+            f'vmm.qemu.accelerator = "tcg"\nmachine.network = "none"\nagent.listen = ""\n'
+            f"hydrate.background_after = 1.0\n{more}" + (self._peers() if peers else "")
         )
         return path
 

@@ -13,7 +13,7 @@ from castoff.peers.peer import Peer
 
 __all__ = ["Seat"]
 
-_WAIT = 0.25
+_WAIT = 1.0
 """Seconds that a peer is asked to wait until it has more."""
 _FIRST_REST, _LONGEST_REST = 0.05, 1.0
 """Seconds after which a peer that has nothing new to say is asked again, twice as many each time: hosts that were told to

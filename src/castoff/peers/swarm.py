@@ -20,7 +20,7 @@ from castoff.peers.prompt import PromptSource
 from castoff.peers.seat import Seat
 from castoff.peers.settings import PeerSettings
 from castoff.peers.tls import client_context
-from castoff.peers.transfer import Transfer
+from castoff.peers.transfer import Pace, Transfer
 from castoff.sources.quarantine import Quarantine
 from castoff.sources.race import RaceSource
 from castoff.sources.source import ByteRange, ChunkSource, Located, Piece
@@ -52,6 +52,7 @@ class SwarmSource:
         self._peers: dict[str, Peer] = {}
         self._seats: dict[Digest, dict[str, Seat]] = {}
         self.name = f"peers and {origin.name}"
+        self._paces: dict[Digest, Pace] = {}
 
     async def locate(self, pack: Digest) -> Located | None:
         """What the registry says; a peer only where that cannot be asked."""
@@ -102,7 +103,9 @@ class SwarmSource:
         if urgency is Urgency.WAITED_FOR:
             return self._urgent(seats, frames, ranges).read(pack, ranges)
         patience = self._settings.patience if urgency is Urgency.BULK else min(_HASTE, self._settings.patience)
-        return Transfer(self._settings.url, pack, frames, ranges, seats, self._origin, self._quarantine, patience).pieces()
+        pace = self._paces.setdefault(pack, Pace())
+        me = self._settings.url
+        return Transfer(me, pack, frames, ranges, seats, self._origin, self._quarantine, patience, pace).pieces()
 
     def _urgent(self, seats: Sequence[Seat], frames: PackFrames, ranges: Sequence[ByteRange]) -> ChunkSource:
         """Who is asked for what a guest waits for. Nobody is asked what he has before: that would cost what it saves."""

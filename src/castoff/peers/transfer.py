@@ -13,6 +13,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from castoff.sources.failure import failure_of
 from castoff.sources.quarantine import Quarantine
 from castoff.sources.source import ByteRange, ChunkSource, Piece
 
-__all__ = ["SHARE", "Transfer", "rank"]
+__all__ = ["SHARE", "Pace", "Transfer", "rank"]
 
 SHARE = 1 << 20
 """Bytes of a pack that are handed out together: neighbours are one request to the registry."""
@@ -47,6 +48,17 @@ def rank(pack: Digest, share: int, hosts: Sequence[str]) -> list[str]:
     return sorted(hosts, key=lambda host: hashlib.blake2b((key + host).encode(), digest_size=8).digest())
 
 
+@dataclass(slots=True)
+class Pace:
+    """How fast the registry is, for all reads of one pack.
+
+    Attributes:
+        share: Seconds that the latest of this host's own shares took.
+    """
+
+    share: float = 0.0
+
+
 class Transfer:
     """One read.
 
@@ -59,6 +71,7 @@ class Transfer:
         origin: The registry.
         quarantine: Who is left alone.
         patience: Seconds without news after which those before this host in a share's order are passed over.
+        pace: What is known of the registry's.
     """
 
     def __init__(
@@ -71,7 +84,9 @@ class Transfer:
         origin: ChunkSource,
         quarantine: Quarantine,
         patience: float,
+        pace: Pace,
     ) -> None:
+        self._pace = pace
         self._me = me
         self._pack = pack
         self._seats = seats
@@ -95,8 +110,6 @@ class Transfer:
         self._failures: dict[str, CastoffError] = {}
         self._asked_at: list[float] = []
         """When the registry's requests that are under way began."""
-        self._slowest = 0.0
-        """Seconds that the slowest of those that are through took."""
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The ranges, each once, as they come.
@@ -142,7 +155,7 @@ class Transfer:
             under_way[list(chosen)] = False
             if source is self._origin:
                 self._asked_at.remove(begun)
-                self._slowest = max(self._slowest, time.monotonic() - begun)
+                self._pace.share = time.monotonic() - begun
 
     # Peers.
 
@@ -260,7 +273,7 @@ class Transfer:
         """Seconds without news that are borne: the more hosts are served by one registry, the longer each of them waits for a
         share, and what this host's own shares take tells how long that is."""
         waiting = time.monotonic() - min(self._asked_at) if self._asked_at else 0.0
-        return max(self._patience, min(_TIMES * max(waiting, self._slowest), _MOST * self._patience))
+        return max(self._patience, min(_TIMES * max(waiting, self._pace.share), _MOST * self._patience))
 
     def _pass_over(self, urls: set[str]) -> None:
         """This host does their share."""

@@ -17,6 +17,7 @@ from typing import Final
 from aiohttp import web
 
 from castoff.agent.listen import bind_tcp
+from castoff.agent.peers.growth import Growth
 from castoff.agent.peers.shelf import Shelf
 from castoff.agent.peers.uplink import Uplink
 from castoff.api.connections import Connections
@@ -37,8 +38,10 @@ _BULK: Final = 16
 _URGENT: Final = 64
 _WAITING: Final = 256
 """Requests that wait for one of those; more are turned away: the asker has others to ask."""
-_LOOK: Final = 0.05
-"""Seconds between two looks at what came in."""
+_GATHER: Final = 0.05
+"""Seconds for which changes are gathered before they are told."""
+_TIDY: Final = 30.0
+"""Seconds between two looks at whether frames are still asked for."""
 _NUMBER: Final = re.compile(r"-?\d{1,12}(\.\d{1,9})?\Z", re.ASCII)
 _PART: Final = 128 << 10
 _STATUS: Final = {NotFound: 404, Conflict: 409, Invalid: 400}
@@ -49,11 +52,13 @@ class PeerDoor:
 
     Args:
         shelf: What there is.
+        growth: When that changes.
         uplink: How it may be sent.
     """
 
-    def __init__(self, shelf: Shelf, uplink: Uplink) -> None:
+    def __init__(self, shelf: Shelf, growth: Growth, uplink: Uplink) -> None:
         self._shelf = shelf
+        self._growth = growth
         self._uplink = uplink
         self._turns = {False: asyncio.Semaphore(_BULK), True: asyncio.Semaphore(_URGENT)}
         self._waiting = 0
@@ -82,11 +87,15 @@ class PeerDoor:
         layer = Digest(request.match_info["layer"])
         known, wait = _number(request, "known", -1), _number(request, "wait", 0.0)
         end = time.monotonic() + min(max(wait, 0.0), HAVE_WAIT)
-        while True:
-            bits = await self._shelf.have(layer)
-            if int.from_bytes(bits, "little").bit_count() != known or time.monotonic() >= end:
-                return web.Response(body=bits)
-            await asyncio.sleep(_LOOK)
+        async with self._growth.watching(self._shelf.have_file(layer)) as changed:
+            while True:
+                changed.clear()
+                bits = await self._shelf.have(layer)
+                left = end - time.monotonic()
+                if int.from_bytes(bits, "little").bit_count() != known or left <= 0:
+                    return web.Response(body=bits)
+                await self._growth.wait(changed, left)
+                await asyncio.sleep(min(_GATHER, left))
 
     async def _chunks(self, request: web.Request) -> web.StreamResponse:
         layer = Digest(request.match_info["layer"])
@@ -143,8 +152,9 @@ async def serving_peers(settings: PeerSettings, store: Store, busy: Callable[[],
         return
     tls: ssl.SSLContext | None = await asyncio.to_thread(server_context, settings)
     sock = bind_tcp("peers.listen", settings.listen, secured=tls is not None)
-    shelf = Shelf(store)
-    door = PeerDoor(shelf, Uplink(settings.upload_limit, busy))
+    shelf, growth = Shelf(store), Growth()
+    door = PeerDoor(shelf, growth, Uplink(settings.upload_limit, busy))
+    tidying = asyncio.create_task(_tidying(shelf))
     connections = Connections(most=_CONNECTIONS, timeout=_TIMEOUT)
     runner = web.AppRunner(door.app(connections), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
@@ -158,7 +168,16 @@ async def serving_peers(settings: PeerSettings, store: Store, busy: Callable[[],
         listener.close()
         await runner.cleanup()
         await listener.wait_closed()
+        tidying.cancel()
+        await asyncio.gather(tidying, return_exceptions=True)
+        growth.close()
         shelf.close()
+
+
+async def _tidying(shelf: Shelf) -> None:
+    while True:
+        await asyncio.to_thread(shelf.tidy)
+        await asyncio.sleep(_TIDY)
 
 
 def _number(request: web.Request, name: str, default: float) -> float:

@@ -23,7 +23,7 @@ from castoff.layers.pack import pack_chunk
 from castoff.layers.toc import CHUNK
 from castoff.peers.kept import frames_file, kept_files, kept_frame
 from castoff.store.have import Have
-from castoff.store.layers import StoredLayer
+from castoff.store.layers import StoredLayer, layer_path
 from castoff.store.store import Store
 
 __all__ = ["Shelf"]
@@ -53,6 +53,10 @@ class Shelf:
     def close(self) -> None:
         """Ends its threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def have_file(self, diff_id: Digest) -> Path:
+        """What changes when more of the layer is here."""
+        return layer_path(self._store.root, diff_id) / "have"
 
     async def have(self, diff_id: Digest) -> bytes:
         """The bitmap of a layer's chunks that are here now.

@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Callable
 
 __all__ = ["Uplink"]
 
-_LONGEST = 1.0
-"""Seconds that bulk gives way to others at most, each time: it must end too."""
+_LONGEST = 0.05
+"""Seconds that a part of bulk gives way to what a guest waits for, at most: an urgent chunk takes a few milliseconds, and where
+guests everywhere wait all the time, it is bulk that ends that."""
+_BOOTING = 0.01
+"""Seconds that a part of bulk waits while this host boots a machine: those who ask for it may be booting the same image."""
 _TICK = 0.005
 _BURST = 0.1
 
@@ -20,7 +23,7 @@ class Uplink:
 
     Args:
         limit: Bytes a second for all that nobody waits for; 0: none but the link's own.
-        busy: Whether this host boots a machine now: then nothing is sent that nobody waits for, for as long as others bear it.
+        busy: Whether this host boots a machine now: then bulk is sent in smaller measure.
 
     Attributes:
         sent: Bytes, by who asked.
@@ -44,8 +47,10 @@ class Uplink:
 
     async def turn(self, size: int) -> None:
         """Waits until so many bytes of bulk may be sent."""
+        if self._busy():
+            await asyncio.sleep(_BOOTING)
         end = time.monotonic() + _LONGEST
-        while (self._urgent or self._busy()) and time.monotonic() < end:  # noqa: ASYNC110 - a boot sets no event
+        while self._urgent and time.monotonic() < end:  # noqa: ASYNC110 - the last one to leave would wake all at once
             await asyncio.sleep(_TICK)
         if self._limit:
             now = time.monotonic()
