@@ -18,6 +18,7 @@ from castoff.machine.model import MachineRequest, MachineState
 from castoff.machine.records import MachineRecords
 from castoff.peers.known import KNOWN_PEERS
 from castoff.peers.settings import PeerSettings
+from castoff.rootfs.builds import Alone, Builds
 from castoff.rootfs.context import ProviderContext
 from castoff.store.rootfs import RootfsName
 from castoff.store.store import Store
@@ -53,7 +54,9 @@ class Host:
         machines: The records of its machines.
     """
 
-    def __init__(self, config: Config, store: Store, notice: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self, config: Config, store: Store, notice: Callable[[str], None] = lambda line: None, builds: Builds | None = None
+    ) -> None:
         self.config = config
         self.store = store
         self.machines = MachineRecords(store.machines)
@@ -66,6 +69,7 @@ class Host:
             sources=config.sources,
             hydrate=config.hydrate,
             peers=_peers(config),
+            builds=builds or Alone(),
             converted=self._converted,
             notice=notice,
         )
@@ -75,7 +79,12 @@ class Host:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, state: Path | str | None = None, *, config: Config | None = None, notice: Callable[[str], None] = lambda line: None
+        cls,
+        state: Path | str | None = None,
+        *,
+        config: Config | None = None,
+        notice: Callable[[str], None] = lambda line: None,
+        builds: Builds | None = None,
     ) -> AsyncIterator[Host]:
         """Opens the host.
 
@@ -83,6 +92,7 @@ class Host:
             state: The state directory; the configuration's by default. Made where it is missing.
             config: The configuration; the usual files' by default.
             notice: Called with a line for people, when something was set up that they should know of.
+            builds: Who converts layers that are not here; this host does by default.
 
         Raises:
             Unauthorized: The state belongs to somebody else.
@@ -91,7 +101,7 @@ class Host:
         config = config or load(state=None if state is None else Path(state))
         where = config.state if state is None else Path(state)
         # In a thread: the first time it makes a filesystem.
-        host = cls(config, await asyncio.to_thread(Store.open, where, config.store, notice=notice), notice)
+        host = cls(config, await asyncio.to_thread(Store.open, where, config.store, notice=notice), notice, builds)
         try:
             yield host
         finally:

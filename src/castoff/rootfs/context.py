@@ -13,6 +13,7 @@ from castoff.image.image import Image
 from castoff.image.settings import ImageSettings
 from castoff.layers.settings import Limits
 from castoff.peers.settings import PeerSettings
+from castoff.rootfs.builds import Alone, Builds
 from castoff.rootfs.settings import RootfsSettings
 from castoff.sources.settings import SourceSettings
 from castoff.store.store import Store
@@ -33,6 +34,7 @@ class ProviderContext:
         sources: How patiently chunks are fetched.
         hydrate: How the chunks of lazy root filesystems come in.
         peers: Which other hosts are asked before the registry.
+        builds: Who converts a layer that is not here.
         converted: Told of an image whose layers had to be converted: its artifact is not there yet.
         notice: Told a line for people where the answer is not what they may expect: an artifact that nobody trusts.
     """
@@ -45,6 +47,7 @@ class ProviderContext:
     sources: SourceSettings = field(default_factory=SourceSettings)
     hydrate: HydrateSettings = field(default_factory=HydrateSettings)
     peers: PeerSettings = field(default_factory=PeerSettings)
+    builds: Builds = field(default_factory=Alone)
     converted: Callable[[Image], None] = lambda image: None
     notice: Callable[[str], None] = lambda line: None
 

@@ -55,7 +55,7 @@ async def convert_layers(image: Image, source: ImageSource, context: ProviderCon
 async def convert_layer(
     layer: Layer, source: ImageSource, context: ProviderContext, *, pack: Path | None = None
 ) -> tuple[StoredLayer, Pack | None]:
-    """One layer, converted here unless it is here already, or somebody else does it.
+    """One layer, converted here unless it is here already, or somebody else does it, on this host or on another.
 
     Args:
         layer: The layer.
@@ -65,6 +65,9 @@ async def convert_layer(
 
     Returns:
         The layer, complete and pinned, and its pack if one was asked for and the layer was converted by us.
+
+    Raises:
+        Invalid, NoSpace, CastoffError: As castoff.layers.convert and the source raise.
     """
     made: Pack | None = None
 
@@ -75,7 +78,10 @@ async def convert_layer(
             made = await convert(layer, pieces, directory, context.limits, pack=pack)
         await uninterrupted(_compile, directory)
 
-    return await context.store.build_layer(layer.diff_id, build), made
+    async with context.builds.turn(layer, context) as given:
+        if given is None:
+            return await context.store.build_layer(layer.diff_id, build), made
+    return given, None
 
 
 def _compile(directory: Path) -> None:

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from castoff.agent.listen import bind_tcp
 from castoff.agent.peers.growth import Growth
+from castoff.agent.peers.indexes import Indexes
 from castoff.agent.peers.shelf import Shelf
 from castoff.agent.peers.uplink import Uplink
 from castoff.api.connections import Connections
@@ -25,7 +26,7 @@ from castoff.errors import CastoffError, Conflict, Invalid, NotFound
 from castoff.image.digest import Digest
 from castoff.peers.settings import PeerSettings
 from castoff.peers.tls import server_context
-from castoff.peers.wire import HAVE_WAIT, URGENCY_HEADER, parse_chunks
+from castoff.peers.wire import HAVE_WAIT, KEY_HEADER, SIGNATURE_HEADER, URGENCY_HEADER, parse_chunks
 from castoff.sources.urgency import Urgency
 from castoff.store.store import Store
 
@@ -53,12 +54,14 @@ class PeerDoor:
     Args:
         shelf: What there is.
         growth: When that changes.
+        indexes: What that is.
         uplink: How it may be sent.
     """
 
-    def __init__(self, shelf: Shelf, growth: Growth, uplink: Uplink) -> None:
+    def __init__(self, shelf: Shelf, growth: Growth, indexes: Indexes, uplink: Uplink) -> None:
         self._shelf = shelf
         self._growth = growth
+        self._indexes = indexes
         self._uplink = uplink
         self._turns = {False: asyncio.Semaphore(_BULK), True: asyncio.Semaphore(_URGENT)}
         self._waiting = 0
@@ -81,6 +84,7 @@ class PeerDoor:
         app = web.Application(middlewares=[answering], client_max_size=1024)
         app.router.add_get("/v1/layers/{layer:[0-9a-f]{64}}/have", self._have)
         app.router.add_get("/v1/layers/{layer:[0-9a-f]{64}}/chunks", self._chunks)
+        app.router.add_get("/v1/layers/{layer:[0-9a-f]{64}}/index", self._index)
         return app
 
     async def _have(self, request: web.Request) -> web.StreamResponse:
@@ -113,6 +117,14 @@ class PeerDoor:
                 return await self._send(request, await self._shelf.frames(layer, wanted), urgent=urgent)
         finally:
             self._turns[urgent].release()
+
+    async def _index(self, request: web.Request) -> web.StreamResponse:
+        found = await self._indexes.get(Digest(request.match_info["layer"]), HAVE_WAIT)
+        if found is None:
+            return web.Response(status=202)
+        await self._uplink.turn(len(found.data))
+        self._uplink.count(str(request.remote), len(found.data))
+        return web.Response(body=found.data, headers={KEY_HEADER: found.key, SIGNATURE_HEADER: found.signature})
 
     async def _send(self, request: web.Request, frames: list[bytes], *, urgent: bool) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
@@ -152,8 +164,8 @@ async def serving_peers(settings: PeerSettings, store: Store, busy: Callable[[],
         return
     tls: ssl.SSLContext | None = await asyncio.to_thread(server_context, settings)
     sock = bind_tcp("peers.listen", settings.listen, secured=tls is not None)
-    shelf, growth = Shelf(store), Growth()
-    door = PeerDoor(shelf, growth, Uplink(settings.upload_limit, busy))
+    shelf, growth, indexes = Shelf(store), Growth(), Indexes(store)
+    door = PeerDoor(shelf, growth, indexes, Uplink(settings.upload_limit, busy))
     tidying = asyncio.create_task(_tidying(shelf))
     connections = Connections(most=_CONNECTIONS, timeout=_TIMEOUT)
     runner = web.AppRunner(door.app(connections), access_log=None, shutdown_timeout=1.0)
@@ -171,6 +183,7 @@ async def serving_peers(settings: PeerSettings, store: Store, busy: Callable[[],
         tidying.cancel()
         await asyncio.gather(tidying, return_exceptions=True)
         growth.close()
+        await indexes.close()
         shelf.close()
 
 
