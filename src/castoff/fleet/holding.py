@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from castoff.errors import Unavailable
+from castoff.fleet.connection import end
 from castoff.fleet.lease import Cell, Cells, Claim, Lease, LeaseState, boot_clock
 
 __all__ = ["TTL", "Holding"]
@@ -43,6 +44,8 @@ class Holding:
         self._lease = msgspec.structs.replace(lease, run=os.urandom(8).hex())
         self._claim = Claim(lease.holder, self._lease.run, ttl)
         self._clock = clock
+        self._turn = asyncio.Lock()
+        """Writes follow one another: each names the revision of the one before."""
         self.lost = asyncio.Event()
 
     @property
@@ -67,17 +70,22 @@ class Holding:
         after = self._claim.may_follow(found, self._clock())
         if after is None and over and found is not None:
             after = found.revision
-        return after is not None and await self._write(self._lease, after)
+        if after is None:
+            return False
+        async with self._turn:
+            return await self._write(after)
 
     async def renew(self) -> bool:
-        """Writes it once more; whether it is held now. Raises Unavailable."""
-        return await self._write(self._lease, self._claim.revision)
+        """Writes it once more, if it is held; whether it is now. Raises Unavailable."""
+        async with self._turn:
+            return self.is_held and await self._write(self._claim.revision)
 
     async def end(self, state: LeaseState, reason: str = "") -> bool:
         """Writes how it ended, unless it is another's by now; whether it was written. Raises Unavailable."""
-        self._claim.lost()
         last = msgspec.structs.replace(self._lease, state=state, reason=reason[:1000])
-        return await self._cells.put(self._key, msgspec.json.encode(last), self._claim.revision) is not None
+        async with self._turn:
+            self._claim.lost()
+            return await self._cells.put(self._key, msgspec.json.encode(last), self._claim.revision) is not None
 
     @contextlib.asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -86,8 +94,7 @@ class Holding:
         try:
             yield
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            await end(keeping)
             if self.is_held:
                 with contextlib.suppress(Unavailable):  # it runs out by itself
                     await self.end(LeaseState.FREE)
@@ -103,9 +110,9 @@ class Holding:
         self._claim.lost()
         self.lost.set()
 
-    async def _write(self, lease: Lease, after: int) -> bool:
+    async def _write(self, after: int) -> bool:
         sent_at = self._clock()
-        revision = await self._cells.put(self._key, msgspec.json.encode(lease), after)
+        revision = await self._cells.put(self._key, msgspec.json.encode(self._lease), after)
         if revision is None:
             self._claim.lost()
             return False
