@@ -86,6 +86,15 @@ async def test_hosts_know_what_each_has(scratch_xfs: Path, tmp_path: Path, serve
         async with Host.open(config=one) as host:
             assert host.providers.peers.known == one.state / "agent" / "peers"
 
+        async with client(third) as asker:
+            listed = await asker.ask("GET", "/v1/platform/regions")
+            assert (listed["nearest"], [region["code"] for region in listed["regions"]]) == ("nrt", ["nrt", "fra"])
+            wanted = {"org_slug": "personal", "count": 2, "region": "fra", "compute": {"cpus": 1, "memory_mb": 256}}
+            placed = await asker.ask("POST", "/v1/platform/placements", body=wanted)
+            assert placed["regions"] == [{"region": "fra", "count": 2, "concurrency": 2}]
+            nowhere = await asker.ask("POST", "/v1/platform/placements", body={**wanted, "compute": {"cpus": 128}})
+            assert nowhere["regions"] == []
+
         await put(Store.open(two.state, two.store), layer)
         found = await answers(first, "/v1/fleet/layers", lambda answer: answer["total"] == 1)
         assert found["layers"] == [{"layer": layer.index.diff_id.hex[:16], "whole": ["two"], "part": []}]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from castoff.agent.applogs import app_log_routes
 from castoff.agent.fleet.fleet import in_fleet
+from castoff.agent.fleet.regions import fleet_room
 from castoff.agent.fleet.routes import fleet_routes
 from castoff.agent.hosted import hosted_machines
 from castoff.agent.images import HostImages
@@ -92,6 +93,7 @@ async def running(
         )
         machines, attached = await enter(hosted)
 
+        fleet = await enter(in_fleet(config, host.store, machines, directory, notice))
         parts = Parts(
             machines=machines,
             apps=records.apps,
@@ -102,9 +104,9 @@ async def running(
             authenticator=records.tokens,
             images=HostImages(host),
             settings=settings,
+            room=fleet_room(fleet, settings.region),
         )
         page = _page(config, host, machines, await enter(MachineStream.open(machines)), creates, metrics)
-        fleet = await enter(in_fleet(config, host.store, machines, directory, notice))
         registers = [counted(metrics, creates), log_routes(logs), app_log_routes(logs), fleet_routes(fleet)]
         app = build_app(parts, [*registers, partial(add_page, page=page)])
         await enter(serving_peers(config.peers, host.store, creates.under_way))

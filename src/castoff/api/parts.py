@@ -10,6 +10,7 @@ from aiohttp import web
 
 from castoff.api.auth import Authenticator
 from castoff.api.ports import Apps, Releases, Secrets, Volumes
+from castoff.api.regions import Room
 from castoff.lifecycle.attached import Attached
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.settings import AgentSettings
@@ -48,7 +49,11 @@ class ImageInfo(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The server's parts; the agent makes them, and ends them after the server."""
+    """The server's parts; the agent makes them, and ends them after the server.
+
+    Attributes:
+        room: How many machines each region of the fleet takes; None: this host is of no fleet.
+    """
 
     machines: Machines
     apps: Apps
@@ -59,6 +64,7 @@ class Parts:
     authenticator: Authenticator
     images: ImageInfo
     settings: AgentSettings
+    room: Room | None = None
 
 
 PARTS: Final = web.AppKey("castoff.parts", Parts)

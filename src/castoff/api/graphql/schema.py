@@ -8,6 +8,7 @@ from typing import Any
 from castoff.api.auth import Grant
 from castoff.api.graphql.app import app_fields, organization_fields
 from castoff.api.parts import Parts
+from castoff.api.regions import region_names
 from castoff.errors import NotFound
 
 __all__ = ["query_root"]
@@ -56,13 +57,14 @@ def query_root(parts: Parts, grant: Grant) -> dict[str, Any]:
         return organization_fields(parts)
 
     async def nearest_region(_: Mapping[str, Any]) -> dict[str, Any]:
-        return _region(parts)
+        return _region(parts.settings.region)
 
     async def viewer(_: Mapping[str, Any]) -> dict[str, Any]:
         return {"id": grant.name, "name": grant.name, "email": grant.name, "enablePaidHobby": False}
 
     async def platform(_: Mapping[str, Any]) -> dict[str, Any]:
-        return {"requestRegion": parts.settings.region, "regions": [_region(parts)]}
+        own = parts.settings.region
+        return {"requestRegion": own, "regions": [_region(code) for code in region_names(own, parts.room)]}
 
     return {
         "app": app,
@@ -79,8 +81,7 @@ def query_root(parts: Parts, grant: Grant) -> dict[str, Any]:
     }
 
 
-def _region(parts: Parts) -> dict[str, Any]:
-    region = parts.settings.region
+def _region(region: str) -> dict[str, Any]:
     return {
         "code": region,
         "name": region,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
@@ -12,11 +12,13 @@ from castoff.api.answer import json_answer, moment
 from castoff.api.auth import grant_of
 from castoff.api.parts import PARTS
 from castoff.api.ports import Volume
+from castoff.api.regions import ALONE, plan, region_document, region_names
 from castoff.api.routes.apps import check_organization
 from castoff.api.routes.machines import states_of
 from castoff.api.routes.paging import paged
 from castoff.api.wire.machine import overview_document
 from castoff.api.wire.volume import volume_document
+from castoff.lifecycle.config import Guest
 from castoff.lifecycle.model import Machine
 
 __all__ = ["ROUTES"]
@@ -25,11 +27,12 @@ __all__ = ["ROUTES"]
 class _PlacementBody(msgspec.Struct, frozen=True, kw_only=True):
     org_slug: str
     count: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
-    region: str | None = None
+    region: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
+    compute: Guest | None = None
 
 
-_PLACEMENTS: Final = 1000
-"""Machines that one host says it takes where a client asks how many it may make."""
+_USUAL: Final = Guest(cpus=1, memory_mb=2048)
+"""What is planned where a client names no hardware; flyctl sends this much of its own accord."""
 
 
 async def list_machines(request: web.Request) -> web.Response:
@@ -87,32 +90,22 @@ def _volume_place(volume: Volume) -> tuple[int, str]:
     return volume.created, volume.id
 
 
-def _region(code: str) -> dict[str, Any]:
-    return {
-        "code": code,
-        "name": code,
-        "geo_region": "",
-        "latitude": 0.0,
-        "longitude": 0.0,
-        "gateway_available": False,
-        "requires_paid_plan": False,
-        "deprecated": False,
-    }
-
-
 async def regions(request: web.Request) -> web.Response:
-    """GET /platform/regions: the one that this host is in."""
-    region = request.app[PARTS].settings.region
-    return json_answer({"nearest": region, "regions": [_region(region)]})
+    """GET /platform/regions: this host's first, then the others of its fleet."""
+    parts = request.app[PARTS]
+    own = parts.settings.region
+    return json_answer({"nearest": own, "regions": [region_document(code) for code in region_names(own, parts.room)]})
 
 
 async def placements(request: web.Request) -> web.Response:
-    """POST /platform/placements: all of it here."""
+    """POST /platform/placements: by what the hosts last said; nothing is kept free for whoever asks."""
     parts = request.app[PARTS]
     wanted = await body.read(request, _PlacementBody)
     check_organization(parts, wanted.org_slug)
-    count = wanted.count or _PLACEMENTS
-    return json_answer({"regions": [{"region": parts.settings.region, "count": count, "concurrency": count}]})
+    own, count = parts.settings.region, wanted.count or 0
+    room = parts.room(wanted.compute or _USUAL) if parts.room is not None else {own: count or ALONE}
+    planned = plan(own, room, wanted.region or "", count)
+    return json_answer({"regions": [{"region": region, "count": taken, "concurrency": taken} for region, taken in planned]})
 
 
 async def current_token(request: web.Request) -> web.Response:
