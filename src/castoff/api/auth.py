@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import msgspec
 from aiohttp import web
 
 from castoff.errors import Internal, Unauthorized
 
 __all__ = [
+    "GRANT_HEADER",
     "OPERATOR",
     "PUBLIC",
     "Authenticator",
@@ -22,6 +24,7 @@ __all__ = [
     "Grant",
     "authentication",
     "grant_of",
+    "is_local",
     "presented_tokens",
     "require",
 ]
@@ -47,6 +50,8 @@ class Grant:
     read_only: bool = False
     name: str = "token"
 
+
+GRANT_HEADER: Final = "castoff-grant"
 
 OPERATOR: Final = Grant(name="operator")
 """Whoever can open the unix socket."""
@@ -94,7 +99,7 @@ def authentication(authenticator: Authenticator) -> Callable[..., Awaitable[web.
         resource = request.match_info.route.resource
         if resource is not None and resource.canonical in request.app[PUBLIC]:
             return await handler(request)
-        grant = OPERATOR if _is_local(request) else await _grant_of(authenticator, request)
+        grant = _operators(request) if is_local(request) else await _grant_of(authenticator, request)
         request[_GRANT] = grant
         if grant.read_only and request.method not in _READING and not _only_reads(request):
             raise Forbidden("this token is for reading only")
@@ -117,8 +122,21 @@ async def _grant_of(authenticator: Authenticator, request: web.Request) -> Grant
     raise Unauthorized("the token is not known, or no longer", hint="make one with `castoff token create`")
 
 
-def _is_local(request: web.Request) -> bool:
-    """By the address that it came to: a path is a unix socket's, an address and a port are TCP's."""
+def _operators(request: web.Request) -> Grant:
+    """Whoever may all may say that he asks for somebody who may less: other hosts do, for whom they let in."""
+    lesser = request.headers.get(GRANT_HEADER)
+    if lesser is None:
+        return OPERATOR
+    try:
+        return msgspec.json.decode(lesser, type=Grant)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Unauthorized(f"the header {GRANT_HEADER} is none: {error}") from error
+
+
+def is_local(request: web.Request) -> bool:
+    """Whether a request came through the unix socket.
+
+    By the address that it came to: a path is a unix socket's, an address and a port are TCP's."""
     transport = request.transport
     return transport is not None and isinstance(transport.get_extra_info("sockname"), str)
 

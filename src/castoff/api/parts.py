@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -15,7 +15,7 @@ from castoff.lifecycle.attached import Attached
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.settings import AgentSettings
 
-__all__ = ["PARTS", "ImageDescription", "ImageInfo", "Parts"]
+__all__ = ["MACHINE_ID", "PARTS", "ImageDescription", "ImageInfo", "Parts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +68,5 @@ class Parts:
 
 
 PARTS: Final = web.AppKey("castoff.parts", Parts)
+MACHINE_ID: Final[Any] = getattr(web, "RequestKey", web.AppKey)("castoff.machine_id", str)
+"""Key in a request for a new machine, whose id is chosen already. (aiohttp before 3.14 has no RequestKey, and takes any.)"""

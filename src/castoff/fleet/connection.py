@@ -11,7 +11,7 @@ import contextlib
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -183,8 +183,16 @@ class Connection:
         if self._client is not None and self.is_connected:
             await self._subscribe(self._client, served)
 
-    async def ask_all(self, subject: str, question: bytes, *, within: float) -> AsyncIterator[bytes]:
-        """The answers of all that serve a subject, as they come, until ``within`` seconds are over; close it to hear no more.
+    async def ask_all(
+        self, subject: str, question: bytes, *, within: float, patience: Callable[[bytes], float] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The answers of all that serve a subject, as they come; close it to hear no more.
+
+        Args:
+            subject: Which.
+            question: What.
+            within: Seconds after which it ends.
+            patience: Says after each answer that was taken, how many seconds further ones have at most.
 
         Raises:
             Unavailable: NATS does not answer, or nobody serves the subject.
@@ -204,6 +212,8 @@ class Connection:
                     if message.headers and message.headers.get("Status") == "503":
                         raise nats.errors.NoRespondersError
                     yield message.data
+                    if patience is not None:
+                        end = min(end, time.monotonic() + patience(message.data))
             finally:
                 with contextlib.suppress(nats.errors.Error):
                     await subscription.unsubscribe()

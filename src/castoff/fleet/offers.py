@@ -77,8 +77,8 @@ def read_offer(data: bytes) -> Offer:
 def ranked(question: Question, offers: Iterable[Offer]) -> list[Offer]:
     """The offers that have room, the best first.
 
-    All of the image, then most of it by tenths, then nearness to it, then free room by tenths, then by lot, which falls the same way
-    for whoever draws it.
+    All of the image, then most of it by tenths, then nearness to it, then free room by tenths, then by lot, which falls the
+    same way for whoever draws it.
     """
     return sorted((offer for offer in offers if offer.promise), key=lambda offer: _worth(question, offer))
 

@@ -12,7 +12,7 @@ import msgspec
 
 from castoff.errors import Invalid
 
-__all__ = ["FleetSettings", "check_fleet"]
+__all__ = ["FleetSettings", "check_fleet", "subject_word"]
 
 _SCHEMES = ("nats", "tls")
 
@@ -41,6 +41,8 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """File with a user's JWT and seed (``.creds``)."""
     nkey: Path | None = None
     """File with the seed of an NKey."""
+    cpu_share: Annotated[float, msgspec.Meta(ge=1.0, le=64.0)] = 4.0
+    """How many processors of machines share one of this host's, where it says that it has room. Memory is not shared."""
     replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     """Servers of the cluster that keep each of the fleet's records; 3 where there are three."""
 
@@ -82,6 +84,11 @@ def check_fleet(settings: FleetSettings) -> None:
                 f"fleet.urls: {url} is beyond loopback, and nothing says who this host is",
                 hint="set fleet.credentials, fleet.nkey, or fleet.certificate and fleet.key",
             )
+
+
+def subject_word(text: str) -> str:
+    """Any text as one word of a NATS subject, which dots, spaces and wildcards are not part of."""
+    return text.encode().hex() or "-"
 
 
 def _is_loopback(host: str) -> bool:

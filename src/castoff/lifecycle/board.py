@@ -59,6 +59,10 @@ class Board:
             raise NotFound(f"machine not found: {machine[:80]!r}", hint="list the app's machines")
         return found
 
+    def has(self, machine: str) -> bool:
+        """Whether there is a machine of an id."""
+        return machine in self._machines
+
     def named(self, app: str, name: str) -> bool:
         """Whether an app has a machine of a name, which a destroyed one has not."""
         return (app, name) in self._names

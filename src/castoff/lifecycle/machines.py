@@ -201,15 +201,23 @@ class Machines:
 
     # --- changing --------------------------------------------------------------------------------------------------------
 
-    async def create(self, app: str, request: CreateRequest) -> Machine:
+    async def create(self, app: str, request: CreateRequest, *, id: MachineId | None = None) -> Machine:
         """Makes a machine; it is written down and, unless that is to be skipped, starting when this returns.
+
+        Args:
+            app: Its app.
+            request: What is asked for.
+            id: Its id, where somebody chose one; if the app has that machine already, the answer to its making was lost, and it
+                is given again.
 
         Raises:
             Invalid: The request is broken.
             Conflict: The app has a machine of this name.
             CastoffError: There is no such image, or it cannot be written down.
         """
-        return await self._operations.whole(self._create(app, request))
+        if id is not None and self._board.has(id):
+            return self.get(app, id)
+        return await self._operations.whole(self._create(app, request, id or new_machine_id()))
 
     async def update(self, app: str | None, machine: str, request: UpdateRequest, *, nonce: str | None = None) -> Machine:
         """Gives a machine another configuration; one that runs goes on with it.
@@ -328,10 +336,9 @@ class Machines:
 
     # --- inside ----------------------------------------------------------------------------------------------------------
 
-    async def _create(self, app: str, request: CreateRequest) -> Machine:
+    async def _create(self, app: str, request: CreateRequest, id: MachineId) -> Machine:
         self._admit(app, request.config)
         await self._has_secrets(app, request.min_secrets_version)
-        id = new_machine_id()
         name = check_name(request.name) if request.name else f"machine-{id[:8]}"
         if (app, name) in self._names or self._board.named(app, name):
             raise Conflict(f"app {app} has a machine named {name!r}", hint="take another name, or destroy that one")

@@ -11,7 +11,7 @@ from aiohttp import web
 from castoff.api import body
 from castoff.api.answer import json_answer, ok
 from castoff.api.auth import grant_of
-from castoff.api.parts import PARTS, Parts
+from castoff.api.parts import MACHINE_ID, PARTS, Parts
 from castoff.api.wire.image import check_image
 from castoff.api.wire.machine import MachineViews, machine_document, summary_document
 from castoff.api.wire.requests import ExecBody, MachineBody, SignalBody, StopBody
@@ -95,6 +95,7 @@ async def create_machine(request: web.Request) -> web.Response:
             lease_ttl=wanted.lease_ttl or None,
             min_secrets_version=wanted.min_secrets_version or None,
         ),
+        id=request.get(MACHINE_ID),
     )
     document = machine_document(machine)
     if wanted.lease_ttl and machine.lease is not None:

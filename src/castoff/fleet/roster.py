@@ -1,0 +1,111 @@
+"""Which machine is on which host: each host tells of its own, so that any of them can be asked about all."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Annotated, Final
+
+import msgspec
+
+from castoff.errors import Invalid
+from castoff.fleet.connection import Connection
+from castoff.fleet.told import telling
+
+__all__ = ["MachineRow", "Roster"]
+
+_MOST_BYTES: Final = 256 << 20
+_VALUE_BYTES: Final = 1 << 20
+"""NATS' own limit of a message: some 5,000 machines a host."""
+_MOST_ROWS: Final = 5000
+_LOOK: Final = 1.0
+_EXPECTED: Final = 60.0
+
+_Text = Annotated[str, msgspec.Meta(max_length=512)]
+
+
+class MachineRow(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What other hosts are told of a machine."""
+
+    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{14}\Z")]
+    app: _Text
+    name: _Text
+    state: _Text
+    region: _Text
+    version: _Text
+    image: _Text
+    created: int
+    updated: int
+
+
+class Roster:
+    """The machines of all hosts but this one. Made by :meth:`open`."""
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self._rows: dict[str, dict[str, MachineRow]] = {}
+        self._host: dict[str, str] = {}
+        self._expected: dict[str, tuple[str, str, float]] = {}
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls, connection: Connection, own: str, rows: Callable[[], Sequence[MachineRow]], *, notice: Callable[[str], None]
+    ) -> AsyncIterator[Roster]:
+        """Tells and hears for the block.
+
+        Args:
+            connection: The way to the other hosts.
+            own: This host's id.
+            rows: Its machines now.
+            notice: Called with a line for people.
+        """
+        roster = cls(own)
+
+        async def say() -> bytes:
+            return msgspec.json.encode(rows()[:_MOST_ROWS])
+
+        limits = {"most_bytes": _MOST_BYTES, "value_bytes": _VALUE_BYTES}
+        async with telling(connection, "machines", own, say, roster._hear, every=_LOOK, notice=notice, **limits):
+            yield roster
+
+    def find(self, machine: str) -> str | None:
+        """The id of the other host that has a machine."""
+        host = self._host.get(machine)
+        if host is not None:
+            return host
+        expected = self._expected.get(machine)
+        return expected[1] if expected is not None and expected[2] > time.monotonic() else None
+
+    def row(self, machine: str) -> MachineRow | None:
+        """What its host last told of a machine."""
+        return self._rows.get(self._host.get(machine, ""), {}).get(machine)
+
+    def of_app(self, app: str) -> dict[str, list[MachineRow]]:
+        """The machines of an app by their hosts' ids; of a host from which one is expected, perhaps none."""
+        found = {host: [row for row in rows.values() if row.app == app] for host, rows in self._rows.items()}
+        now = time.monotonic()
+        expecting = {host for name, host, until in self._expected.values() if name == app and until > now}
+        return {host: found.get(host, []) for host in found.keys() | expecting if found.get(host) or host in expecting}
+
+    def expect(self, machine: str, app: str, host: str) -> None:
+        """A machine was just made on another host, which has not told of it yet."""
+        now = time.monotonic()
+        self._expected = {key: value for key, value in self._expected.items() if value[2] > now}
+        self._expected[machine] = (app, host, now + _EXPECTED)
+
+    def _hear(self, host: str, data: bytes) -> None:
+        if host == self._own:
+            return
+        try:
+            rows = {row.id: row for row in msgspec.json.decode(data, type=list[MachineRow])} if data else {}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Invalid(f"its list of machines is none: {error}") from error
+        for machine in self._rows.pop(host, {}):
+            if self._host.get(machine) == host:
+                del self._host[machine]
+        if rows:
+            self._rows[host] = rows
+        for machine in rows:
+            self._host.setdefault(machine, host)  # what another host says that it has stays that one's
