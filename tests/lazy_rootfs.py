@@ -86,6 +86,10 @@ class Core:
         """Chunks that are not here."""
         return len(self._map) - self._states.present
 
+    @property
+    def holes(self) -> bytearray:
+        return self._states.holes
+
     def present(self, start: int, end: int) -> bool:
         return self._states.available(start, end)
 

@@ -21,10 +21,12 @@ def _checkout(tmp_path: Path) -> Path:
     """What git would give somebody: no guest init in it."""
     copy = tmp_path / "castoff"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "guest", "packaging", "src"):
+    for name in ("pyproject.toml", "README.md", "guest", "native", "packaging", "src"):
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("guest-init", "__pycache__", "*.egg-info"))
+            shutil.copytree(
+                source, copy / name, ignore=shutil.ignore_patterns("guest-init", "answer.so", "__pycache__", "*.egg-info")
+            )
         elif source.exists():
             shutil.copyfile(source, copy / name)
     if not (copy / "README.md").exists():
@@ -53,9 +55,11 @@ def test_a_wheel_carries_a_small_static_init_for_this_machine(checkout: Path) ->
     assert wheel.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
     with zipfile.ZipFile(wheel) as archive:
         init = archive.read("castoff/vmm/guest-init")
+        answerer = archive.read("castoff/hydrate/answer.so")
     assert init.startswith(b"\x7fELF") and len(init) < 200_000
     kinds = [int.from_bytes(init[64 + 56 * index : 68 + 56 * index], "little") for index in range(init[56])]
     assert 1 in kinds and 3 not in kinds, "it asks for a dynamic loader"
+    assert answerer.startswith(b"\x7fELF") and len(answerer) < 50_000
 
 
 def test_a_source_archive_carries_the_sources(checkout: Path) -> None:
@@ -65,7 +69,7 @@ def test_a_source_archive_carries_the_sources(checkout: Path) -> None:
     (archive,) = (checkout / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.split("/", 1)[1] for name in tar.getnames()}
-    assert {"guest/init.c", "guest/init.h", "packaging/build_init.py"} <= names
+    assert {"guest/init.c", "guest/init.h", "native/answer.c", "packaging/build_init.py"} <= names
 
 
 def test_a_missing_compiler_is_named_with_its_packages(checkout: Path, tmp_path: Path) -> None:
@@ -82,5 +86,18 @@ def test_a_missing_compiler_is_named_with_its_packages(checkout: Path, tmp_path:
     assert lacking.returncode != 0 and "apt-get install musl-tools gcc" in lacking.stderr
     assert "its assembler (as) is not installed" in lacking.stderr and "Traceback" not in lacking.stderr
     (checkout / "guest/init.c").write_text("this is no C\n")
+    broken = build(checkout, "-t", "wheel")
+    assert broken.returncode != 0 and "does not compile" in broken.stderr and "Traceback" not in broken.stderr
+
+
+def test_without_a_compiler_for_the_answerer_the_wheel_is_made_without_it(checkout: Path) -> None:
+    """And says so; one that is there but does not compile it is an error."""
+    done = build(checkout, "-t", "wheel", CASTOFF_CC="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    assert "no-such-compiler is not installed" in done.stderr and "apt-get install gcc libc6-dev" in done.stderr
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "castoff/vmm/guest-init" in archive.namelist() and "castoff/hydrate/answer.so" not in archive.namelist()
+    (checkout / "native/answer.c").write_text("this is no C\n")
     broken = build(checkout, "-t", "wheel")
     assert broken.returncode != 0 and "does not compile" in broken.stderr and "Traceback" not in broken.stderr

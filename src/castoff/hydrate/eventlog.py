@@ -31,7 +31,7 @@ from typing import Final, NamedTuple
 
 from castoff.errors import Internal, Invalid, NotFound
 
-__all__ = ["ALLOW", "Event", "EventLog", "denied", "open_logs"]
+__all__ = ["ALLOW", "SLOT", "Event", "EventLog", "denied", "open_logs"]
 
 SLOT: Final = 48
 SLOTS: Final = 1024
@@ -153,6 +153,7 @@ class EventLog:
         self._free = [slot for slot in reversed(range(SLOTS)) if slot not in reserved]
         self._freed = threading.Event()
         self._is_waiting = False
+        self._is_lent = False
         self._batch = 2
 
     @classmethod
@@ -190,14 +191,8 @@ class EventLog:
             OSError: The group cannot be read.
             Internal: It is not set up as it must be.
         """
-        if self._ambiguous or not self._free:
-            self._freed.clear()
-            self._is_waiting = True
-            if self._ambiguous or not self._free:
-                self._freed.wait(1.0)
-            self._is_waiting = False
-            if self._ambiguous or not self._free:
-                return []
+        if (self._ambiguous or not self._free) and not self.wait():
+            return []
         # One reader's events come one at a time: buffers for a crowd would cost each of them time.
         slots = [self._free.pop() for _ in range(min(self._batch, len(self._free)))]
         try:
@@ -208,6 +203,43 @@ class EventLog:
         self._free.extend(reversed(slots[taken:]))
         self._batch = _BATCH if taken == len(slots) else 2
         return [self._checked(slot) for slot in slots[:taken]]
+
+    def wait(self) -> bool:
+        """Waits, for a second at most, until events may be taken: no old one's number is in doubt, and a slot is free.
+
+        Returns:
+            Whether they may.
+        """
+        self._freed.clear()
+        self._is_waiting = True
+        if self._ambiguous or not self._has_room():
+            self._freed.wait(1.0)
+        self._is_waiting = False
+        return not self._ambiguous and self._has_room()
+
+    def _has_room(self) -> bool:
+        return any(slot[:4] == _FREE for slot in self._slots) if self._is_lent else bool(self._free)
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether no event may be taken, since an old one's number might be a new one's."""
+        return bool(self._ambiguous)
+
+    def lend(self) -> memoryview:
+        """The memory, for a reader that looks for free slots itself; ``read_from`` is not to be called from now on.
+
+        It is to be let go of before :meth:`close`.
+        """
+        self._is_lent = True
+        return memoryview(self._memory)
+
+    def event(self, slot: int) -> Event:
+        """The event that was read into a slot.
+
+        Raises:
+            Internal: The group is not set up as it must be.
+        """
+        return self._checked(slot)
 
     def _take(self, group: int, buffers: list[memoryview]) -> int:
         """Reads into buffers of one event each: fanotify fills each by a read of its own, and stops at the first without."""
@@ -251,7 +283,8 @@ class EventLog:
             if reserved is not None:
                 os.close(reserved)
             self._ambiguous.discard(slot)
-        self._free.append(slot)
+        if not self._is_lent:
+            self._free.append(slot)
         if self._is_waiting:  # asked first: set() takes a lock, and this is done for every event
             self._freed.set()
 

@@ -1,8 +1,9 @@
 """The fanotify front: a machine's clone is a plain sparse file, and the kernel asks before each access to it.
 
-One thread takes the events. One whose bytes are there is answered at once by it, without a lock; any other is handed to the
-core, and answered when its bytes have come, by whatever thread brings the news. So any number may wait, and none of them
-stands in another's way. Events are read into the log and answered through it (castoff.hydrate.eventlog).
+One thread takes the events. One whose bytes are there is answered at once by it, without a lock, in compiled code where that
+was built (castoff.hydrate.answerer); any other is handed to the core, and answered when its bytes have come, by whatever
+thread brings the news. So any number may wait, and none of them stands in another's way. Events are read into the log and
+answered through it (castoff.hydrate.eventlog).
 
 It fails open: when the last holder of the group is gone, the kernel lets everybody through, to the holes. So the group is held
 by the keeper and by the VMM too, and nobody closes it while the mark stands.
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from castoff.errors import Invalid, NotFound, Unavailable
 from castoff.hydrate import fanotify
+from castoff.hydrate.answerer import Answerer, is_built
 from castoff.hydrate.descriptors import open_fill
 from castoff.hydrate.eventlog import ALLOW, Event, EventLog, denied
 from castoff.hydrate.front import Descriptors, Hydration
@@ -41,19 +43,33 @@ class FanotifyFront:
         descriptors: The group, and the clone for filling.
         log: Of the group's events.
         report: Told, in one line, of what should not happen. From any thread.
+        compiled: Whether events are taken by compiled code; by default where it was built.
     """
 
-    def __init__(self, size: int, descriptors: Descriptors, log: EventLog, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        size: int,
+        descriptors: Descriptors,
+        log: EventLog,
+        report: Callable[[str], None],
+        *,
+        compiled: bool | None = None,
+    ) -> None:
         self._size = size
         self._descriptors = descriptors
         self._log = log
         self._report = report
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._is_compiled = is_built() if compiled is None else compiled
+        self._answerer: Answerer | None = None
+        self._poll = select.poll()
+        self._poll.register(descriptors.front, select.POLLIN)
+        self._poll.register(self._stop, select.POLLIN)
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
 
     @classmethod
-    def marked(cls, directory: Path, size: int, report: Callable[[str], None]) -> FanotifyFront:
+    def marked(cls, directory: Path, size: int, report: Callable[[str], None], *, compiled: bool | None = None) -> FanotifyFront:
         """A new one: opens and marks the clone, which nobody else may have open yet.
 
         Raises:
@@ -82,7 +98,7 @@ class FanotifyFront:
         except BaseException:
             _close(fill, group)
             raise
-        return cls(size, Descriptors(group, fill), log, report)
+        return cls(size, Descriptors(group, fill), log, report, compiled=compiled)
 
     @property
     def descriptors(self) -> Descriptors:
@@ -91,6 +107,9 @@ class FanotifyFront:
 
     def start(self, hydration: Hydration) -> None:
         """See castoff.hydrate.front."""
+        if self._is_compiled:
+            memory = self._log.lend(), hydration.holes
+            self._answerer = Answerer(self._descriptors.front, self._stop, memory, self._size)
         self._thread = threading.Thread(target=self._run, args=(hydration,), name="fanotify", daemon=True)
         self._thread.start()
 
@@ -115,29 +134,50 @@ class FanotifyFront:
 
     def close(self) -> None:
         """See castoff.hydrate.front."""
+        if self._answerer is not None:
+            self._answerer.close()
         self._log.close()
         _close(self._descriptors.front, self._descriptors.fill, self._stop)
 
     def _run(self, hydration: Hydration) -> None:
-        group, read_from = self._descriptors.front, self._log.read_from
         for event in self._log.unanswered():
             self._serve(hydration, event)
-        poll = select.poll()
-        poll.register(group, select.POLLIN)
-        poll.register(self._stop, select.POLLIN)
         while not self._over.is_set():
-            poll.poll()
             try:
-                for event in read_from(group):
-                    self._serve(hydration, event)
+                self._serve_all(hydration, wait=True)
             except OSError as error:  # EMFILE: the kernel has refused that event's reader; others may do better
                 self._report(f"reading fanotify events: {error.strerror}")
                 time.sleep(0.05)
-        for event in read_from(group):
-            self._serve(hydration, event)
+        self._serve_all(hydration, wait=False)
+
+    def _serve_all(self, hydration: Hydration, *, wait: bool) -> None:
+        """Takes events and answers them; with ``wait`` until there was one that had to wait, or it is over."""
+        if self._answerer is None:
+            if wait:
+                self._poll.poll()
+            for event in self._log.read_from(self._descriptors.front):
+                self._serve(hydration, event)
+            return
+        if self._log.is_ambiguous and not self._log.wait():
+            return
+        recorder = hydration.recorder
+        try:
+            slots = self._answerer.take(recorder.uses if recorder is not None else None, None if wait else 0)
+        except BufferError:
+            self._log.wait()
+            return
+        for slot in slots:
+            self._hand_on(hydration, self._log.event(slot))
 
     def _serve(self, hydration: Hydration, event: Event) -> None:
         when = time.monotonic()
+        start, end, there = self._hand_on(hydration, event)
+        recorder = hydration.recorder
+        if recorder is not None:
+            recorder.access(start, end, when, not there)
+
+    def _hand_on(self, hydration: Hydration, event: Event) -> tuple[int, int, bool]:
+        """Answers an event or has it answered; its range, and whether it was there."""
         start = event.offset
         end = start + event.size if event.size else self._size
         there = hydration.present(start, end)
@@ -145,9 +185,7 @@ class FanotifyFront:
             self._answer(event, 0)
         else:
             hydration.want(start, end, partial(self._answer, event))
-        recorder = hydration.recorder
-        if recorder is not None:
-            recorder.access(start, end, when, not there)
+        return start, end, there
 
     def _answer(self, event: Event, number: int) -> None:
         try:

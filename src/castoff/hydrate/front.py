@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from castoff.hydrate.answerer import Uses
+
 __all__ = ["Answer", "Descriptors", "Hydration", "LazyFront", "Recorder"]
 
 Answer = Callable[[int], None]
@@ -36,6 +38,12 @@ class Hydration(Protocol):
 
     def present(self, start: int, end: int) -> bool:
         """Whether bytes ``start`` to ``end`` (exclusive) of the rootfs are there. Never waits; takes no lock."""
+        ...
+
+    @property
+    def holes(self) -> bytearray:
+        """[chunks] 1 for each chunk of the rootfs that is not there. The same object for ever: ``present``, for those who
+        are compiled."""
         ...
 
     def want(self, start: int, end: int, answer: Answer) -> None:
@@ -77,6 +85,11 @@ class LazyFront(Protocol):
 
 class Recorder(Protocol):
     """Is told of every request of one rootfs: makes boot profiles."""
+
+    @property
+    def uses(self) -> Uses:
+        """Where a compiled front writes requests down; it calls nothing else."""
+        ...
 
     def access(self, start: int, end: int, when: float, missed: bool) -> None:
         """A request for bytes ``start`` to ``end`` of the rootfs.

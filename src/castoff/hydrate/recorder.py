@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from castoff.hydrate.answerer import Uses
 from castoff.hydrate.map import LazyMap
 from castoff.hydrate.profile import MAX_CHUNKS, Boot, ChunkId, Profile
 from castoff.hydrate.profile_file import update_profile
@@ -39,6 +40,7 @@ class ProfileRecorder:
         self._image = image
         self._map = map
         self._layers = tuple(layers)
+        self.uses = Uses(map.chunks + 1)
         self._seen = bytearray(map.chunks)
         self._uses: list[tuple[float, int]] = []
         self._over = False
@@ -63,7 +65,9 @@ class ProfileRecorder:
     def trace(self, when: float) -> tuple[ChunkId, ...]:
         """The chunks that were read up to ``when``, in the order of their first use, each once. Ends the recording."""
         self._over = True
-        rows = [self._map.row_of[chunk] for at, chunk in sorted(self._uses) if at <= when]  # -1: metadata, free space
+        rows = [
+            self._map.row_of[chunk] for at, chunk in sorted([*self._uses, *self.uses.read()]) if at <= when
+        ]  # -1: metadata, free space
         layer, number = self._map.layer_of, self._map.layer_chunk_of
         found = (ChunkId(self._layers[layer[row]], number[row]) for row in rows if row >= 0)
         return tuple(dict.fromkeys(found))[:MAX_CHUNKS]

@@ -102,6 +102,11 @@ class Served:
         """See castoff.hydrate.front.Hydration."""
         return self.states.available(start, end)
 
+    @property
+    def holes(self) -> bytearray:
+        """See castoff.hydrate.front.Hydration."""
+        return self.states.holes
+
     def want(self, start: int, end: int, answer: Answer) -> None:
         """See castoff.hydrate.front.Hydration."""
         self._loop.call_soon_threadsafe(self._want, start, end, answer)

@@ -56,17 +56,18 @@ class ChunkStates:
             os.close(descriptor)
         if self._bytes[:].translate(None, bytes((ABSENT, FILLING, PRESENT))):
             raise Invalid(f"{path} holds states that there are none of")
-        self._waited = bytearray(map.chunks + 1)
-        """1 for each chunk of the rootfs whose row is not present: a range is there if find() finds no 1, one call in C."""
+        self.holes = bytearray(map.chunks + 1)
+        """[chunks + 1] 1 for each chunk of the rootfs whose row is not present: a range is there if find() finds no 1, one call
+        in C. Never another object, nor longer: the compiled answerer reads it where it is."""
         for row, state in enumerate(self._bytes[:]):
             if state != PRESENT:
                 self._bytes[row] = ABSENT
-                self._waited[map.chunk_of[row]] = 1
+                self.holes[map.chunk_of[row]] = 1
 
     @property
     def complete(self) -> bool:
         """Whether every row is present."""
-        return self._waited.find(1) < 0
+        return self.holes.find(1) < 0
 
     @property
     def present(self) -> int:
@@ -78,7 +79,7 @@ class ChunkStates:
 
     def available(self, start: int, end: int) -> bool:
         """Whether bytes ``start`` to ``end`` of the rootfs are all there. Any thread; no lock."""
-        return self._waited.find(1, start // CHUNK, -(-end // CHUNK) if end > start else start // CHUNK + 1) < 0
+        return self.holes.find(1, start // CHUNK, -(-end // CHUNK) if end > start else start // CHUNK + 1) < 0
 
     def begin(self, row: int) -> bool:
         """Absent -> filling; False where it was not absent: then it is not to be filled."""
@@ -96,7 +97,7 @@ class ChunkStates:
         """Filling -> present, once the bytes are in the file. From here on the row is the guest's."""
         assert self._bytes[row] == FILLING
         self._bytes[row] = PRESENT
-        self._waited[self._map.chunk_of[row]] = 0
+        self.holes[self._map.chunk_of[row]] = 0
 
     def absent(self) -> list[int]:
         """Rows that are absent now, ascending."""
