@@ -86,6 +86,8 @@ class Connection:
         self._answering: set[asyncio.Task[None]] = set()
         self._closed = asyncio.Event()
         self._told_cut_off = False
+        self.times_reached = 0
+        """How often a server was reached after none was: what was watched before may be gone."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -295,6 +297,7 @@ class Connection:
 
     async def _found(self) -> None:
         """A server is reached; nats-py itself makes the subscriptions of a client again."""
+        self.times_reached += 1
         if self._told_cut_off:
             self._told_cut_off = False
             self._notice("this host is back in its fleet")

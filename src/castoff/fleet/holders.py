@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Final
 
 from castoff.fleet.connection import Connection
-from castoff.fleet.inventory import MOST_LAYERS, Inventory
+from castoff.fleet.inventory import MOST_BYTES, Inventory
 from castoff.fleet.told import telling
 from castoff.image.digest import Digest
 
 __all__ = ["Holders"]
 
 _MOST_BYTES: Final = 256 << 20
-_VALUE_BYTES: Final = 8 * MOST_LAYERS + 64
 _LOOK: Final = 5.0
+"""Seconds between two looks at what this host has."""
 
 Listing = Callable[[], Awaitable[Inventory]]
 
@@ -29,7 +29,13 @@ class Holders:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, connection: Connection, own: str, listing: Listing, *, notice: Callable[[str], None] = lambda line: None
+        cls,
+        connection: Connection,
+        own: str,
+        listing: Listing,
+        *,
+        notice: Callable[[str], None] = lambda line: None,
+        look: float = _LOOK,
     ) -> AsyncIterator[Holders]:
         """Tells and hears for the block.
 
@@ -38,14 +44,15 @@ class Holders:
             own: This host's id.
             listing: What this host has now.
             notice: Called with a line for people.
+            look: Seconds between two looks at what this host has.
         """
         holders = cls()
 
         async def say() -> bytes:
             return (await listing()).to_bytes()
 
-        limits = {"most_bytes": _MOST_BYTES, "value_bytes": _VALUE_BYTES}
-        async with telling(connection, "layers", own, say, holders._hear, every=_LOOK, notice=notice, **limits):
+        limits = {"most_bytes": _MOST_BYTES, "value_bytes": MOST_BYTES}
+        async with telling(connection, "layers", own, say, holders._hear, every=look, notice=notice, **limits):
             yield holders
 
     def lists(self) -> Mapping[str, Inventory]:

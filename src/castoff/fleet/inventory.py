@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from castoff.errors import Invalid
 from castoff.image.digest import Digest
 
-__all__ = ["MOST_LAYERS", "Inventory"]
+__all__ = ["MOST_BYTES", "MOST_LAYERS", "Inventory"]
 
 MOST_LAYERS = 100_000
+"""Of one list, so that it is one message of a NATS server as it comes (1 MiB)."""
 _HEADER = struct.Struct("<4sII")
+MOST_BYTES = _HEADER.size + 8 * MOST_LAYERS
+"""Of one list."""
 _MAGIC = b"cin1"
 
 
@@ -34,7 +37,8 @@ class Inventory:
     @classmethod
     def of(cls, whole: Iterable[Digest], part: Iterable[Digest] = ()) -> Inventory:
         """The list of some layers; of more than :data:`MOST_LAYERS` the first."""
-        return cls(_sorted(whole), _sorted(part))
+        first = _sorted(whole)[:MOST_LAYERS]
+        return cls(first, _sorted(part)[: MOST_LAYERS - len(first)])
 
     def to_bytes(self) -> bytes:
         """``cin1``, two counts (u32, little-endian), then the layers as u64."""
@@ -51,7 +55,7 @@ class Inventory:
         if len(data) < _HEADER.size:
             raise Invalid("a list of layers is cut off")
         magic, whole, part = _HEADER.unpack_from(data)
-        if magic != _MAGIC or max(whole, part) > MOST_LAYERS or len(data) != _HEADER.size + 8 * (whole + part):
+        if magic != _MAGIC or whole + part > MOST_LAYERS or len(data) != _HEADER.size + 8 * (whole + part):
             raise Invalid("a list of layers is broken, or of another version")
         rows = np.frombuffer(data, dtype="<u8", offset=_HEADER.size).astype(np.uint64)
         for column in (rows[:whole], rows[whole:]):
@@ -76,7 +80,7 @@ def _short(layer: Digest) -> int:
 
 
 def _sorted(layers: Iterable[Digest]) -> NDArray[np.uint64]:
-    return np.unique(np.fromiter(map(_short, layers), dtype=np.uint64))[:MOST_LAYERS]
+    return np.unique(np.fromiter(map(_short, layers), dtype=np.uint64))
 
 
 def _has(column: NDArray[np.uint64], layer: Digest) -> bool:

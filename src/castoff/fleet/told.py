@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from nats.js.kv import KeyValue
 
-from castoff.errors import CastoffError, Invalid
+from castoff.errors import CastoffError, Invalid, Unavailable
 from castoff.fleet.connection import Connection, asked, end
 
 __all__ = ["telling"]
@@ -17,6 +19,11 @@ __all__ = ["telling"]
 _ANEW: Final = 600.0
 """Seconds after which a value is told again although it is the same, and after thrice which one that is not told is gone."""
 _QUIET: Final = 60.0
+_CHECK: Final = 24
+"""Looks at what there is to tell between two at whether it is there still: servers may have lost it, or a watch may have died."""
+_AWAY: Final = "the servers were out of reach"
+_MOST_HOSTS: Final = 10_000
+_HOST: Final = re.compile(r"[0-9a-f]{16}\Z", re.ASCII)
 
 Say = Callable[[], Awaitable[bytes]]
 Hear = Callable[[str, bytes], None]
@@ -30,32 +37,43 @@ class _Told:
         self.connection, self.bucket, self.own = connection, bucket, own
         self.say, self.hear, self.notice = say, hear, notice
         self.refused: set[str] = set()
+        self.heard: dict[str, float] = {}
+        self.echo = b""
 
     async def forever(self, every: float, most_bytes: int, value_bytes: int) -> None:
         told = ""
         while True:
             try:
+                reached = self.connection.times_reached
                 bucket = await self.connection.bucket(self.bucket, ttl=3 * _ANEW, most_bytes=most_bytes, value_bytes=value_bytes)
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._tell_forever(bucket, every))
+                    tasks.create_task(self._tell_forever(bucket, every, reached))
                     tasks.create_task(self._watch(bucket))
             except* CastoffError as failed:
                 why = str(failed.exceptions[0])
-                if self.connection.is_connected and why != told:  # else the connection tells of it
+                if self.connection.is_connected and why not in (told, _AWAY):  # else the connection tells of it
                     self.notice(f"the {self.bucket} of this host are not seen in its fleet: {why}")
                     told = why
             await asyncio.sleep(every)
 
-    async def _tell_forever(self, bucket: KeyValue, every: float) -> None:
-        last, age = b"", 0.0
-        while True:
+    async def _tell_forever(self, bucket: KeyValue, every: float, reached: int) -> None:
+        """Tells what has changed; ends when what was told is not in the bucket, or does not come back."""
+        last, age, looked = b"", 0.0, 0
+        while self.connection.times_reached == reached:
             data = await self.say()
             if data != last or age >= _ANEW:
                 with asked(f"the {self.bucket} of this host"):
                     await bucket.put(self.own, data)
-                last, age = data, 0.0
+                last, age, looked = data, 0.0, 0
             await asyncio.sleep(every)
-            age += every
+            age, looked = age + every, looked + 1
+            if looked >= _CHECK:
+                looked = 0
+                with asked(f"the {self.bucket} of this host"):
+                    kept = (await bucket.get(self.own)).value
+                if kept != last or self.echo != last:
+                    raise Unavailable("what it tells does not come back")
+        raise Unavailable(_AWAY)  # and what they kept may be gone
 
     async def _watch(self, bucket: KeyValue) -> None:
         with asked(f"watching the {self.bucket} of the hosts"):
@@ -65,17 +83,35 @@ class _Told:
                     with contextlib.suppress(TimeoutError):
                         entry = await watcher.updates(timeout=_QUIET)  # type: ignore[no-untyped-call]
                         if entry is not None:
-                            self._take(entry.key, entry.value or b"")
+                            self._take(entry.key, b"" if entry.operation else entry.value or b"")
+                    self._forget()
             finally:
                 await watcher.stop()  # type: ignore[no-untyped-call]
 
     def _take(self, host: str, data: bytes) -> None:
+        """What makes no sense leaves what was heard before as it was."""
+        if host == self.own:
+            self.echo = data
         try:
+            if not _HOST.match(host):
+                raise Invalid("hosts have other names")
+            if host not in self.heard and len(self.heard) >= _MOST_HOSTS:
+                raise Invalid(f"there are {_MOST_HOSTS} hosts already")
             self.hear(host, data)
         except Invalid as error:
-            if host not in self.refused:
+            if host not in self.refused and len(self.refused) < _MOST_HOSTS:
                 self.refused.add(host)
-                self.notice(f"not believed of host {host[:40]}: {error}")
+                self.notice(f"not believed of host {host[:40]!r}: {error}")
+        else:
+            self.heard[host] = time.monotonic()
+            if not data:
+                del self.heard[host]
+
+    def _forget(self) -> None:
+        """Servers older than 2.11 do not say that they dropped a value for its age."""
+        since = time.monotonic() - 3 * _ANEW
+        for host in [host for host, heard in self.heard.items() if heard < since]:
+            self._take(host, b"")
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,148 @@
+"""Which host has which layers, over real NATS servers: told when it changes, believed within bounds, told again when lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from castoff.fleet.connection import Connection
+from castoff.fleet.holders import Holders
+from castoff.fleet.inventory import Inventory
+from castoff.fleet.settings import FleetSettings
+from castoff.image.digest import Digest
+from nats_servers import NatsServer, nats_cluster, nats_server
+
+ONE, TWO = "1" * 16, "2" * 16
+LOOK = 0.1
+LAYERS = [Digest.of(bytes([number])) for number in range(8)]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    with nats_server(tmp_path / "nats") as running:
+        yield running
+
+
+class Shelf:
+    """A host's layers: those of ``whole`` and ``part``."""
+
+    def __init__(self, *whole: Digest) -> None:
+        self.whole, self.part = set(whole), set[Digest]()
+
+    async def __call__(self) -> Inventory:
+        return Inventory.of(self.whole, self.part)
+
+
+@contextlib.asynccontextmanager
+async def telling(
+    urls: Sequence[str], own: str, shelf: Shelf, told: list[str] | None = None, **more: int
+) -> AsyncIterator[Holders]:
+    notice = (told if told is not None else []).append
+    settings = FleetSettings(urls=tuple(urls), **more)
+    async with (
+        Connection.open(settings, notice) as connection,
+        Holders.open(connection, own, shelf, notice=notice, look=LOOK) as holders,
+    ):
+        yield holders
+
+
+def who(holders: Holders, layer: Digest) -> tuple[set[str], set[str]]:
+    """The hosts that have a layer whole, and those that have it in part."""
+    lists = holders.lists()
+    return {host for host in lists if lists[host].has(layer)}, {host for host in lists if lists[host].begins(layer)}
+
+
+async def becomes(condition: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_layers_come_and_go(server: NatsServer) -> None:
+    """In part, whole, and gone when the host has thrown it away; who has which is one question."""
+    first, second = Shelf(LAYERS[0]), Shelf(LAYERS[0])
+    async with telling([server.url], ONE, first) as one, telling([server.url], TWO, second) as two:
+        await becomes(lambda: who(one, LAYERS[0]) == who(two, LAYERS[0]) == ({ONE, TWO}, set()))
+        second.part.add(LAYERS[1])
+        await becomes(lambda: who(one, LAYERS[1]) == (set(), {TWO}))
+        second.part.clear()
+        second.whole = {LAYERS[1]}
+        await becomes(lambda: who(one, LAYERS[1]) == ({TWO}, set()))
+        assert who(one, LAYERS[0]) == ({ONE}, set())
+
+
+async def test_what_strangers_write_is_not_believed(server: NatsServer) -> None:
+    """What is no list, lists of what is no host, and too much: told once, and the list before it stays."""
+    told: list[str] = []
+    async with (
+        telling([server.url], ONE, Shelf(*LAYERS), told) as one,
+        telling([server.url], TWO, Shelf(*LAYERS)),
+        Connection.open(FleetSettings(urls=(server.url,))) as stranger,
+    ):
+        await becomes(lambda: set(one.lists()) == {ONE, TWO})
+        bucket = await stranger.bucket("layers", most_bytes=1 << 20, value_bytes=1 << 10)
+        good = Inventory.of(LAYERS).to_bytes()
+        for key, value in ((TWO, b"cin1"), (TWO, good[:-1]), ("x\x1b[2J", good), ("3" * 16, b"\xff" * 1000)):
+            await bucket.put(key, value, validate_keys=False)
+        with pytest.raises(Exception, match="maximum"):  # the servers keep the bound of one value
+            await bucket.put("4" * 16, bytes(900_000))
+        await becomes(lambda: len(told) == 3)
+        assert all(line.startswith("not believed") and line.isprintable() for line in told), told
+        assert set(one.lists()) == {ONE, TWO}
+        assert who(one, LAYERS[3]) == ({ONE, TWO}, set())
+
+
+async def test_nats_is_started_again(server: NatsServer) -> None:
+    """A host that watched before hears what changes after."""
+    first, second = Shelf(LAYERS[0]), Shelf(LAYERS[1])
+    async with telling([server.url], ONE, first) as one, telling([server.url], TWO, second) as two:
+        await becomes(lambda: len(one.lists()) == len(two.lists()) == 2)
+        server.kill()
+        first.whole.add(LAYERS[2])
+        server.start()
+        second.whole.add(LAYERS[3])
+        await becomes(lambda: who(two, LAYERS[2]) == ({ONE}, set()) and who(one, LAYERS[3]) == ({TWO}, set()), 60)
+
+
+async def test_the_servers_lost_everything(daemon_directory: Path) -> None:
+    """All that was told is told again, by hosts whose lists have not changed."""
+    with nats_server(daemon_directory / "nats-before") as before:
+        port = before.port
+        async with telling([before.url], ONE, Shelf(LAYERS[0])) as one:
+            await becomes(lambda: set(one.lists()) == {ONE})
+            before.kill()
+            after = NatsServer(daemon_directory / "nats-after", port=port)
+            after.start()
+            try:
+                async with telling([after.url], TWO, Shelf(LAYERS[1])) as two:
+                    await becomes(lambda: set(one.lists()) == set(two.lists()) == {ONE, TWO}, 60)
+            finally:
+                after.kill()
+
+
+async def test_the_bucket_is_gone(server: NatsServer) -> None:
+    """Servers that stay in reach lost it: noticed, made and filled again."""
+    async with telling([server.url], ONE, Shelf(LAYERS[0])) as one, telling([server.url], TWO, Shelf(LAYERS[1])) as two:
+        await becomes(lambda: len(one.lists()) == len(two.lists()) == 2)
+        async with Connection.open(FleetSettings(urls=(server.url,))) as operator:
+            await becomes(lambda: operator.is_connected)
+            await operator.jetstream().delete_key_value(operator.bucket_name("layers"))
+            async with telling([server.url], "3" * 16, Shelf(LAYERS[2])) as three:
+                await becomes(lambda: len(three.lists()) == 3)
+
+
+async def test_one_of_three_servers_dies(daemon_directory: Path) -> None:
+    """Whichever a host was connected to."""
+    with nats_cluster(daemon_directory / "nats-lists") as servers:
+        urls = [server.url for server in servers]
+        first, second = Shelf(LAYERS[0]), Shelf(LAYERS[1])
+        async with telling(urls, ONE, first, replicas=3) as one, telling(urls[::-1], TWO, second, replicas=3) as two:
+            await becomes(lambda: len(one.lists()) == len(two.lists()) == 2, 60)
+            servers[0].kill()
+            first.whole.add(LAYERS[2])
+            second.whole.add(LAYERS[3])
+            await becomes(lambda: who(two, LAYERS[2]) == ({ONE}, set()) and who(one, LAYERS[3]) == ({TWO}, set()), 60)
