@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from castoff.agent.applogs import app_log_routes
-from castoff.agent.fleet.fleet import in_fleet
+from castoff.agent.fleet.fleet import host_doors, in_fleet, placed
 from castoff.agent.fleet.regions import fleet_room
 from castoff.agent.fleet.routes import fleet_routes
 from castoff.agent.hosted import hosted_machines
@@ -107,9 +107,10 @@ async def running(
             room=fleet_room(fleet, settings.region),
         )
         page = _page(config, host, machines, await enter(MachineStream.open(machines)), creates, metrics)
-        registers = [counted(metrics, creates), log_routes(logs), app_log_routes(logs), fleet_routes(fleet)]
+        registers = [counted(metrics, creates), log_routes(logs), app_log_routes(logs), fleet_routes(fleet), placed(fleet)]
         app = build_app(parts, [*registers, partial(add_page, page=page)])
-        await enter(serving_peers(config.peers, host.store, creates.under_way))
+        doors = await enter(host_doors(config, fleet, records, directory / SOCKET))
+        await enter(serving_peers(config.peers, host.store, creates.under_way, doors))
         sockets = bind(settings, directory)
         address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""
         await enter(serving(app, sockets, tls=tls))

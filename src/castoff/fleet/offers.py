@@ -34,6 +34,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     host: HostId
     promise: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
     """Of the room; empty: it has none."""
+    busy: bool = False
+    """It has no room now, and would have if what it has promised to others were not taken: worth asking again."""
     share: _Share = 0.0
     """How much of the image it has."""
     near: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0

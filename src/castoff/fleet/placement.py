@@ -7,8 +7,11 @@ host that has all of the image ends the waiting.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import random
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final
@@ -31,6 +34,10 @@ _ENOUGH: Final = 0.03
 """Seconds more that others have after the first host offered room,"""
 _BEST: Final = 0.003
 """and after one that has all of the image did."""
+_BUSY: Final = 2.0
+"""Seconds within which hosts whose room is promised to others are asked again,"""
+_AGAIN: Final = 0.02
+"""and at least so many between."""
 
 Share = Callable[[Question], tuple[float, int]]
 """How much of an image this host has, and how near one that has it is."""
@@ -97,6 +104,15 @@ class Placement:
         if not hosts:
             raise Unavailable(f"no host of region {region[:40]!r} is there", hint="`castoff fleet hosts` lists regions and hosts")
         question = Question(id=secrets.token_hex(8), image=image[:1024], layers=layers, wanted=wanted)
+        end = time.monotonic() + _BUSY
+        while True:
+            offers = await self._asked_once(question, region, hosts)
+            found = ranked(question, offers)
+            if found or time.monotonic() >= end or not any(offer.busy for offer in offers):
+                return found
+            await asyncio.sleep(random.uniform(_AGAIN, 3 * _AGAIN))  # others hold what they will not take
+
+    async def _asked_once(self, question: Question, region: str, hosts: set[str]) -> list[Offer]:
         heard: dict[str, Offer] = {}
 
         def patience(data: bytes) -> float:
@@ -114,7 +130,7 @@ class Placement:
                     offer = read_offer(data)
                     if offer.host in hosts:
                         heard.setdefault(offer.host, offer)
-        return ranked(question, heard.values())
+        return list(heard.values())
 
     async def release(self, offers: list[Offer]) -> None:
         """Gives promises back that are not used; what is not heard ends by its time."""
@@ -135,8 +151,11 @@ class Placement:
             return None
         free = self.reservations.free()
         promise = self.reservations.promise(question.wanted, PROMISED)
-        share, near = self._share(question) if promise else (0.0, 0)
-        offer = Offer(host=self._members.own, promise=promise or "", share=share, near=near, free=_fraction(free, self._total))
+        if promise is None:
+            offer = Offer(host=self._members.own, busy=self.reservations.fits_later(question.wanted))
+        else:
+            share, near = self._share(question)
+            offer = Offer(host=self._members.own, promise=promise, share=share, near=near, free=_fraction(free, self._total))
         return msgspec.json.encode(offer)
 
     async def _release(self, data: bytes) -> bytes | None:

@@ -38,6 +38,13 @@ class Capacity:
             gpus[wanted.gpu_kind] = gpus.get(wanted.gpu_kind, 0) - wanted.gpus
         return Capacity(self.cpus - wanted.cpus, self.memory_mb - wanted.memory_mb, gpus)
 
+    def beside(self, wanted: Wanted) -> Capacity:
+        """What there is when a machine is gone."""
+        gpus = dict(self.gpus)
+        if wanted.gpus:
+            gpus[wanted.gpu_kind] = gpus.get(wanted.gpu_kind, 0) + wanted.gpus
+        return Capacity(self.cpus + wanted.cpus, self.memory_mb + wanted.memory_mb, gpus)
+
     @property
     def is_room(self) -> bool:
         """Whether nothing of it is less than nothing."""
@@ -78,6 +85,14 @@ class Reservations:
         for promise in self._promises.values():
             left = left.without(promise.wanted)
         return left
+
+    def fits_later(self, wanted: Wanted) -> bool:
+        """Whether there would be room if nothing of what is only promised were taken."""
+        left = self.free()
+        for promise in self._promises.values():
+            if not promise.machine:
+                left = left.beside(promise.wanted)
+        return left.without(wanted).is_room
 
     def promise(self, wanted: Wanted, seconds: float) -> str | None:
         """Keeps room for a machine for some seconds; None where there is none.

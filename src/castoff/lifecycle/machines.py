@@ -138,6 +138,10 @@ class Machines:
         """
         return self._board.get(app, machine)
 
+    def has(self, machine: str) -> bool:
+        """Whether there is a machine of an id."""
+        return self._board.has(machine)
+
     def list(
         self,
         app: str | None = None,

@@ -16,13 +16,19 @@ from castoff.config import Config
 from castoff.errors import CastoffError, Invalid
 from castoff.fleet.inventory import Inventory
 from castoff.fleet.record import HostRecord
+from castoff.fleet.reservations import Capacity, Reservations, Wanted
+from castoff.fleet.roster import MachineRow
 from castoff.image.digest import Digest
+from castoff.lifecycle.config import MachineConfig
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.states import State
 from castoff.store.durable import replace_file
 from castoff.store.have import Have
 
-__all__ = ["Listing", "host_identity", "host_records"]
+__all__ = ["Listing", "host_capacity", "host_identity", "host_records", "machine_rows", "machines_here", "wanted_of"]
+
+_MEMORY: Final = 256
+"""MiB of a machine whose guest does not say."""
 
 _AT_REST: Final = {State.CREATED, State.STOPPED, State.SUSPENDED, State.FAILED}
 
@@ -44,17 +50,56 @@ def host_identity(directory: Path) -> str:
     return identity
 
 
-def host_records(config: Config, identity: str, machines: Machines) -> Callable[[], HostRecord]:
-    """What says of this host what it is now."""
+def host_capacity(config: Config) -> Capacity:
+    """All the room that this host has for machines."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    cpus = len(os.sched_getaffinity(0))
+    return Capacity(int(len(os.sched_getaffinity(0)) * config.fleet.cpu_share), memory)
+
+
+def machines_here(machines: Machines) -> dict[str, Wanted]:
+    """The machines that take room now."""
+    return {machine.id: wanted_of(machine.config) for machine in machines.list() if machine.state not in _AT_REST}
+
+
+def wanted_of(config: MachineConfig) -> Wanted:
+    """The room that a machine takes."""
+    guest = config.guest
+    if guest is None:
+        return Wanted(cpus=1, memory_mb=_MEMORY)
+    return Wanted(
+        cpus=guest.cpus or 1,
+        memory_mb=guest.memory_mb or _MEMORY,
+        gpus=max(0, min(guest.gpus or 0, 64)),
+        gpu_kind=(guest.gpu_kind or "")[:64],
+    )
+
+
+def machine_rows(machines: Machines) -> list[MachineRow]:
+    """What other hosts are told of this one's machines."""
+    return [
+        MachineRow(
+            id=machine.id,
+            app=machine.app,
+            name=machine.name,
+            state=machine.state.value,
+            region=machine.region,
+            version=machine.version,
+            image=machine.config.image[:512],
+            created=machine.created,
+            updated=machine.updated,
+        )
+        for machine in machines.list()
+    ]
+
+
+def host_records(
+    config: Config, identity: str, machines: Machines, total: Capacity, reservations: Reservations
+) -> Callable[[], HostRecord]:
+    """What says of this host what it is now."""
     version = importlib.metadata.version("castoff")
 
     def describe() -> HostRecord:
-        running = [machine for machine in machines.list() if machine.state not in _AT_REST]
-        guests = [machine.config.guest for machine in running if machine.config.guest is not None]
-        used_cpus = sum(guest.cpus or 1 for guest in guests)
-        used_memory = sum(guest.memory_mb or 0 for guest in guests)
+        free = reservations.free()
         return HostRecord(
             id=identity,
             name=config.fleet.host_name,
@@ -63,11 +108,11 @@ def host_records(config: Config, identity: str, machines: Machines) -> Callable[
             labels=config.fleet.labels,
             version=version,
             peers=config.peers.url,
-            cpus=cpus,
-            cpus_free=max(0, cpus - used_cpus),
-            memory_mb=memory,
-            memory_free_mb=max(0, memory - used_memory),
-            machines=len(running),
+            cpus=total.cpus,
+            cpus_free=max(0, free.cpus),
+            memory_mb=total.memory_mb,
+            memory_free_mb=max(0, free.memory_mb),
+            machines=len(machines_here(machines)),
             clock=int(time.time()),
         )
 

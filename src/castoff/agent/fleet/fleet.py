@@ -5,23 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from castoff.agent.fleet.describe import Listing, host_identity, host_records
+from castoff.agent.fleet.describe import (
+    Listing,
+    host_capacity,
+    host_identity,
+    host_records,
+    machine_rows,
+    machines_here,
+)
+from castoff.agent.fleet.door import HostDoor
+from castoff.agent.fleet.images import ImagesHere
+from castoff.agent.fleet.outward import Outward
+from castoff.agent.fleet.placing import Placing
+from castoff.agent.records import Records
+from castoff.api.server import Register
 from castoff.config import Config
 from castoff.fleet.connection import Connection, end
 from castoff.fleet.holders import Holders
 from castoff.fleet.members import Members
 from castoff.fleet.neighbours import neighbours
+from castoff.fleet.placement import Placement
 from castoff.fleet.record import HostRecord
+from castoff.fleet.reservations import Reservations
+from castoff.fleet.roster import Roster
 from castoff.lifecycle.machines import Machines
 from castoff.peers.known import KNOWN_PEERS, write_known
+from castoff.peers.settings import PeerSettings
 from castoff.store.store import Store
 
-__all__ = ["Fleet", "in_fleet"]
+__all__ = ["Fleet", "host_doors", "in_fleet", "placed", "trusts_hosts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,9 @@ class Fleet:
     connection: Connection
     members: Members
     holders: Holders
+    roster: Roster
+    placing: Placing | None
+    """Makes machines where they fit; None: this host has no certificates, so that it makes its machines itself."""
 
 
 @contextlib.asynccontextmanager
@@ -55,17 +75,52 @@ async def in_fleet(
         yield None
         return
     identity = await asyncio.to_thread(host_identity, directory)
-    describe = host_records(config, identity, machines)
+    total = host_capacity(config)
+    reservations = Reservations(total, partial(machines_here, machines))
+    describe = host_records(config, identity, machines, total, reservations)
     async with (
         Connection.open(config.fleet, notice) as connection,
         Members.open(connection, describe, notice=notice) as members,
         Holders.open(connection, identity, Listing(store.root), notice=notice) as holders,
+        Roster.open(connection, identity, partial(machine_rows, machines), notice=notice) as roster,
+        contextlib.AsyncExitStack() as stack,
     ):
+        images = ImagesHere(store.root, members, holders)
+        placing = None
+        if trusts_hosts(config.peers):
+            region = config.agent.region
+            placement = await stack.enter_async_context(
+                Placement.open(connection, members, region=region, total=total, reservations=reservations, share=images.share)
+            )
+            outward = await stack.enter_async_context(Outward.open(config.peers))
+            placing = Placing(members, placement, roster, outward, images.layers)
+        else:
+            notice("this host makes its machines itself: others make them with peers.listen, peers.url and certificates")
         telling = asyncio.create_task(_tell_whom_to_ask(members, describe, directory / KNOWN_PEERS))
         try:
-            yield Fleet(config.fleet.name, connection, members, holders)
+            yield Fleet(config.fleet.name, connection, members, holders, roster, placing)
         finally:
             await end(telling)
+
+
+def placed(fleet: Fleet | None) -> Register:
+    """Machines are made where they fit."""
+    return fleet.placing.add if fleet is not None and fleet.placing is not None else lambda app: None
+
+
+@contextlib.asynccontextmanager
+async def host_doors(config: Config, fleet: Fleet | None, records: Records, socket: Path) -> AsyncIterator[Sequence[Register]]:
+    """What other hosts of the fleet may ask beside chunks, for the block."""
+    if fleet is None or fleet.placing is None:
+        yield ()
+        return
+    async with HostDoor.open(socket, records, config.agent.organization) as door:
+        yield (door.add,)
+
+
+def trusts_hosts(settings: PeerSettings) -> bool:
+    """Whether this host can tell other hosts of the fleet from strangers, and they reach it."""
+    return bool(settings.listen and settings.url and settings.authority is not None)
 
 
 async def _tell_whom_to_ask(members: Members, describe: Callable[[], HostRecord], path: Path) -> None:

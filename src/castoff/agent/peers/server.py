@@ -11,7 +11,7 @@ import contextlib
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -144,13 +144,16 @@ class PeerDoor:
 
 
 @contextlib.asynccontextmanager
-async def serving_peers(settings: PeerSettings, store: Store, busy: Callable[[], bool]) -> AsyncIterator[str]:
+async def serving_peers(
+    settings: PeerSettings, store: Store, busy: Callable[[], bool], more: Sequence[Callable[[web.Application], None]] = ()
+) -> AsyncIterator[str]:
     """Serves other hosts for the block, where ``peers.listen`` is set.
 
     Args:
         settings: Where, and with which certificates.
         store: What this host has.
         busy: Whether this host boots a machine now.
+        more: Add what else other hosts may ask.
 
     Yields:
         ``ADDRESS:PORT`` where it listens; empty: nowhere.
@@ -168,7 +171,10 @@ async def serving_peers(settings: PeerSettings, store: Store, busy: Callable[[],
     door = PeerDoor(shelf, growth, indexes, Uplink(settings.upload_limit, busy))
     tidying = asyncio.create_task(_tidying(shelf))
     connections = Connections(most=_CONNECTIONS, timeout=_TIMEOUT)
-    runner = web.AppRunner(door.app(connections), access_log=None, shutdown_timeout=1.0)
+    app = door.app(connections)
+    for add in more:
+        add(app)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     assert runner.server is not None
     listener = await asyncio.get_running_loop().create_server(
