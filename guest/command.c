@@ -45,6 +45,16 @@ static char *joined(const char *name, const char *value) {
     return text;
 }
 
+/* PATH with what castoff has for the command behind all that is the image's; an empty one, which finds nothing, stays so. */
+static char *extended(const char *path) {
+    size_t length = strlen(path), tail = strlen(TOOLS);
+    bool has = length >= tail && !strcmp(path + length - tail, TOOLS);
+    char *text = malloc(length + tail + 2);
+    if (!text) give_up(EXIT_RUNTIME, "out of memory");
+    snprintf(text, length + tail + 2, "%s%s%s", path, has || !length ? "" : ":", has || !length ? "" : TOOLS);
+    return text;
+}
+
 /* The image's environment and what Docker adds to it where it is missing. */
 static char **environment(const struct settings *s, const struct identity *identity) {
     size_t count = 0;
@@ -52,7 +62,10 @@ static char **environment(const struct settings *s, const struct identity *ident
     char **env = calloc(count + 5, sizeof *env);
     if (!env) give_up(EXIT_RUNTIME, "out of memory");
     memcpy(env, s->env, count * sizeof *env);
-    if (!variable(env, "PATH")) env[count++] = joined("PATH", DEFAULT_PATH);
+    size_t at = 0;
+    while (env[at] && strncmp(env[at], "PATH=", 5)) at++;
+    env[at] = joined("PATH", extended(env[at] ? env[at] + 5 : DEFAULT_PATH));
+    if (at == count) count++;
     if (!variable(env, "HOSTNAME") && *s->hostname) env[count++] = joined("HOSTNAME", s->hostname);
     if (!variable(env, "HOME")) env[count++] = joined("HOME", identity->home);
     if (!variable(env, "TERM") && (s->flags & FLAG_TTY)) env[count++] = joined("TERM", "xterm");

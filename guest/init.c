@@ -160,8 +160,8 @@ static const char *prepare(struct session *command, const struct cmdline *cmdlin
     return NULL;
 }
 
-int main(void) {
-    if (getpid() != 1) return ready_tell();
+int main(int count, char **words) {
+    if (getpid() != 1) return ready_main(count, words);
     init_started_ns = now_ns();
     console = fcntl(2, F_DUPFD_CLOEXEC, 3);
     struct cmdline cmdline = {.prefix = -1};

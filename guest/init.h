@@ -162,9 +162,10 @@ const char *rootfs_enter(void);
 void rootfs_leave(void);
 
 /* ready.c */
+#define TOOLS "/dev/castoff/bin" /* the last directory of a command's PATH */
 int ready_offer(void);
 void ready_read(int fd, struct session *command);
-int ready_tell(void);
+int ready_main(int count, char **words);
 
 /* network.c */
 void network_loopback(void);

@@ -76,7 +76,7 @@ async def test_a_command_finds_what_containers_have(guests: Guests) -> None:
     assert blocks[1] == ["/proc/self/fd", "/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2"]
     assert blocks[2][:3] == ["box-1", "box-1", "127.0.0.1\tlocalhost"]
     assert blocks[2][4] == "127.0.1.1\tbox-1"
-    assert {"A=1", "EMPTY=", "HOME=/root", "HOSTNAME=box-1", "PATH=/bin"} <= set(blocks[3])
+    assert {"A=1", "EMPTY=", "HOME=/root", "HOSTNAME=box-1", "PATH=/bin:/dev/castoff/bin"} <= set(blocks[3])
     assert not any(line.startswith("TERM=") for line in blocks[3])
     assert blocks[4] == ["/made/for/it", "1024", "524288", "0022"]
     assert blocks[5] == ["contents", "-rw-r----- 1000 1001", "through-dev"]
@@ -349,8 +349,12 @@ async def test_a_client_that_dies_loses_nothing(guests: Guests) -> None:
 
 
 async def test_a_command_tells_that_it_is_ready(guests: Guests) -> None:
-    """Whoever it runs as, before any output, once however often; a client that comes later is told too."""
-    script = "/dev/castoff/ready && /dev/castoff/ready && read word && echo $word; ls -l /dev/castoff/* | cut -c1-10"
+    """Whoever it runs as, before any output, once however often; a client that comes later is told too. By its name, which PATH
+    ends with, or by its path, where PATH is the command's own; it does nothing else."""
+    script = (
+        "castoff ready && PATH= /dev/castoff/ready && read word && echo $word; cd /dev/castoff; ls -l fifo ready | cut -c1-10"
+    )
+    script += "; castoff steady 2>/dev/null; echo $?"
     async with guests.boot("ready", "sh", "-c", script, user="app", env=("PATH=/bin",), stdin=True) as booted:
         events = booted.channel.events()
         async with asyncio.timeout(30):
@@ -362,7 +366,7 @@ async def test_a_command_tells_that_it_is_ready(guests: Guests) -> None:
             seen = [event async for event in channel.events()]
             assert [type(event) for event in seen[:2]] == [Ready, Told]
             said = b"".join(event.data for event in seen if isinstance(event, Output))
-            assert said.split() == [b"word", b"prw--w--w-", b"-rwxr-xr-x"]
+            assert said.split() == [b"word", b"prw--w--w-", b"-rwxr-xr-x", b"2"]
             assert sum(isinstance(event, Told) for event in seen) == 1
         assert await booted.ended() == 0
 

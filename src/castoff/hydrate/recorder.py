@@ -1,7 +1,7 @@
 """Records what a machine reads until it is ready, and adds that to the image's profile.
 
 Nobody asks for it: each boot of an incomplete clone is recorded, the first one makes the profile. READY is the command's
-first output or ``/dev/castoff/ready`` in the guest, whichever comes first, or the command's end where it ended well and said
+first output or ``castoff ready`` in the guest, whichever comes first, or the command's end where it ended well and said
 nothing.
 
 Not recorded is what would be a wrong trace: of a hydrator that took over midway (it makes no recorder, since it did not see

@@ -52,7 +52,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """The command, or something that it started, ran ``/dev/castoff/ready``: it does what it is there for."""
+    """The command, or something that it started, ran ``castoff ready``: it does what it is there for."""
 
 
 @dataclass(frozen=True, slots=True)
