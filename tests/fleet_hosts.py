@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from castoff.agent.fleet.builds import FleetBuilds
+from castoff.agent.fleet.pace import Pace, local_time
+from castoff.agent.fleet.working import working
 from castoff.agent.peers.server import serving_peers
 from castoff.artifact.keys import PRIVATE_PREFIX, alone, host_key, keys_directory
 from castoff.config import Config
 from castoff.errors import Unavailable
 from castoff.fleet.cells import Bucket, BucketPlace
 from castoff.fleet.connection import Connection
+from castoff.fleet.orderbook import OrderBook
 from castoff.fleet.record import HostRecord
 from castoff.fleet.settings import FleetSettings
 from castoff.host import Host
@@ -23,10 +27,11 @@ from castoff.peers.settings import PeerSettings
 from castoff.store.durable import replace_file
 from castoff.store.settings import StoreSettings
 
-__all__ = ["TTL", "FleetHost", "Severed", "fleet_host"]
+__all__ = ["PACE", "TTL", "FleetHost", "Severed", "fleet_host"]
 
 TTL = 1.5
 """Seconds that leases last in tests."""
+PACE = Pace(look=1.0, back_off=0.1, tell=0.05, ttl=TTL, lead=0.05, tags=0.2)
 
 
 class Severed(Bucket):
@@ -49,6 +54,7 @@ class FleetHost:
     record: HostRecord
     bucket: Severed
     builds: FleetBuilds
+    book: OrderBook
     said: list[str] = field(default_factory=list)
 
     @property
@@ -72,6 +78,8 @@ async def fleet_host(
     region: str = "fra",
     labels: dict[str, str] | None = None,
     wait: float = 30.0,
+    works: bool = False,
+    now: Callable[[], datetime] = local_time,
 ) -> AsyncIterator[FleetHost]:
     """A host of the fleet, for the block; its state stays, for when it comes again.
 
@@ -84,6 +92,8 @@ async def fleet_host(
         region: Where it is.
         labels: What orders choose it by.
         wait: Seconds that its builds wait for others.
+        works: Whether it does its part of orders.
+        now: Its clock.
     """
     state = root / f"host-{number}"
     config = Config(state=state, store=StoreSettings(backing="native"))
@@ -106,4 +116,6 @@ async def fleet_host(
             listen = PeerSettings(listen="127.0.0.1:0")
             address = await stack.enter_async_context(serving_peers(listen, host.store, lambda: False))
             found = HostRecord(id=record.id, name=record.name, region=region, labels=labels or {}, peers=f"http://{address}")
-        yield FleetHost(host, connection, found, bucket, builds, said)
+        if works:
+            await stack.enter_async_context(working(connection, lambda: found, host, notice=said.append, pace=PACE, now=now))
+        yield FleetHost(host, connection, found, bucket, builds, OrderBook(connection), said)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from castoff.agent.applogs import app_log_routes
 from castoff.agent.fleet.fleet import host_doors, in_fleet, placed
+from castoff.agent.fleet.order_routes import order_routes
 from castoff.agent.fleet.regions import fleet_room
 from castoff.agent.fleet.routes import fleet_routes
+from castoff.agent.fleet.working import working_orders
 from castoff.agent.hosted import hosted_machines
 from castoff.agent.images import HostImages
 from castoff.agent.launch.logs import Logs
@@ -107,8 +109,9 @@ async def running(
             room=fleet_room(fleet, settings.region),
         )
         page = _page(config, host, machines, await enter(MachineStream.open(machines)), creates, metrics)
+        working = await enter(working_orders(fleet, host, notice))
         registers = [counted(metrics, creates), log_routes(logs), app_log_routes(logs), fleet_routes(fleet), placed(fleet)]
-        app = build_app(parts, [*registers, partial(add_page, page=page)])
+        app = build_app(parts, [*registers, order_routes(fleet, working), partial(add_page, page=page)])
         doors = await enter(host_doors(config, fleet, records, directory / SOCKET))
         await enter(serving_peers(config.peers, host.store, creates.under_way, doors))
         sockets = bind(settings, directory)

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Iterator
 
 import nats.errors
 import nats.js.errors
-from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
+from nats.js.api import DeliverPolicy
+from nats.js.kv import KV_DEL, KV_OP, KV_PURGE, KeyValue
 
 from castoff.errors import CastoffError, Unavailable
 from castoff.fleet.connection import Connection, asked
@@ -15,7 +16,7 @@ from castoff.fleet.lease import Cell
 
 __all__ = ["Bucket", "BucketPlace"]
 
-_SNAPSHOT_WAIT = 10.0
+_SNAPSHOT_WAIT = 5.0
 
 
 class BucketPlace:
@@ -88,17 +89,14 @@ class Bucket:
             await bucket.purge(key)
 
     async def all(self, keys: str = ">") -> dict[str, Cell]:
-        """All values whose keys match."""
+        """All values whose keys match; one that is written meanwhile may be missing."""
         found: dict[str, Cell] = {}
         async with contextlib.aclosing(self.changes(keys, wait=_SNAPSHOT_WAIT)) as changes:
             async for change in changes:
                 if change is None:
                     break
-                key, cell = change
-                if cell is None:
-                    found.pop(key, None)
-                else:
-                    found[key] = cell
+                if change[1] is not None:
+                    found[change[0]] = change[1]
         return found
 
     async def changes(self, keys: str = ">", *, wait: float) -> AsyncGenerator[tuple[str, Cell | None] | None, None]:
@@ -108,21 +106,31 @@ class Bucket:
             Unavailable: NATS does not answer, or nothing came for ``wait`` seconds.
         """
         bucket = await self._bucket()
+        prefix = f"$KV.{bucket._name}."
         with self._asked("watching"):
-            watcher = await bucket.watch(keys)
+            subscription = await bucket._js.subscribe(
+                prefix + keys, stream=f"KV_{bucket._name}", ordered_consumer=True, deliver_policy=DeliverPolicy.LAST_PER_SUBJECT
+            )
         try:
+            with self._asked("watching"):
+                # Not nats-py's own watcher: it takes what the server has sent and nobody has received yet for nothing.
+                info = await subscription.consumer_info()
+                left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
+            if left == 0:
+                yield None
             while True:
                 with self._asked("watching"):
-                    entry = await watcher.updates(timeout=wait)  # type: ignore[no-untyped-call]
-                if entry is None:
-                    yield None
-                elif entry.operation in (KV_DEL, KV_PURGE):
-                    yield entry.key, None
-                else:
-                    yield entry.key, Cell(entry.value or b"", entry.revision)
+                    message = await subscription.next_msg(timeout=wait)
+                is_gone = (message.headers or {}).get(KV_OP) in (KV_DEL, KV_PURGE)
+                cell = None if is_gone else Cell(message.data, message.metadata.sequence.stream)
+                yield message.subject[len(prefix) :], cell
+                if left > 0:
+                    left = min(left - 1, message.metadata.num_pending or 0)
+                    if left == 0:
+                        yield None
         finally:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await watcher.stop()  # type: ignore[no-untyped-call]
+                await subscription.unsubscribe()
 
     async def _bucket(self) -> KeyValue:
         if self._found is None:

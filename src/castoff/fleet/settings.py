@@ -43,6 +43,8 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """File with the seed of an NKey."""
     cpu_share: Annotated[float, msgspec.Meta(ge=1.0, le=64.0)] = 4.0
     """How many processors of machines share one of this host's, where it says that it has room. Memory is not shared."""
+    tags: Annotated[float, msgspec.Meta(ge=1.0)] = 30.0
+    """Seconds between two looks at a tag that a standing order names; one host looks for all."""
     replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     """Servers of the cluster that keep each of the fleet's records; 3 where there are three."""
 

@@ -52,6 +52,8 @@ class Fleet:
     roster: Roster
     placing: Placing | None
     """Makes machines where they fit; None: this host has no certificates, so that it makes its machines itself."""
+    describe: Callable[[], HostRecord]
+    """What this host says of itself now."""
 
 
 @contextlib.asynccontextmanager
@@ -98,7 +100,7 @@ async def in_fleet(
             notice("this host makes its machines itself: others make them with peers.listen, peers.url and certificates")
         telling = asyncio.create_task(_tell_whom_to_ask(members, describe, directory / KNOWN_PEERS))
         try:
-            yield Fleet(config.fleet.name, connection, members, holders, roster, placing)
+            yield Fleet(config.fleet.name, connection, members, holders, roster, placing, describe)
         finally:
             await end(telling)
 
