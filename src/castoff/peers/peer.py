@@ -16,7 +16,7 @@ from castoff.image.settings import ImageSettings
 from castoff.image.transport import Response, Transport
 from castoff.image.url import Url
 from castoff.peers.frames import Book, Frame, PackFrames
-from castoff.peers.wire import FRAMES, HAVE_WAIT, REQUEST, URGENCY_HEADER, chunks_target, have_target
+from castoff.peers.wire import FRAME, FRAMES, HAVE_WAIT, REQUEST, URGENCY_HEADER, chunks_target, have_target
 from castoff.sources.source import ByteRange, Located, Piece
 from castoff.sources.urgency import URGENCY
 
@@ -25,7 +25,8 @@ __all__ = ["Peer", "peer_transport"]
 _PATIENCE = 5.0
 """Seconds that a request may take besides its bytes: a peer that is slower than that is no help."""
 _SLOWEST = 256 << 10  # bytes a second
-_SMALL = 320 << 10
+_SMALL = REQUEST + FRAME
+"""Bytes of an answer that are read by the thread that asked: all of it, then; each change of threads costs a turn."""
 
 
 def peer_transport(tls: Callable[[], ssl.SSLContext | None]) -> Transport:

@@ -18,6 +18,8 @@ _WAIT = 1.0
 _FIRST_REST, _LONGEST_REST = 0.05, 1.0
 """Seconds after which a peer that has nothing new to say is asked again, twice as many each time: hosts that were told to
 begin together do so within moments."""
+_SELDOM = 0.05
+"""Part of the time since the first question that lies between two of them at least: what goes on for long needs fewer."""
 _SLACK = 3
 """Shares that a peer may leave to others before nobody counts on it any more."""
 
@@ -37,6 +39,7 @@ class Seat:
         self._frames = frames
         self._grew = float("-inf")
         self._looked = float("-inf")
+        self._asked_first: float | None = None
         self._rest = _FIRST_REST
         self._looking: asyncio.Task[None] | None = None
 
@@ -81,6 +84,10 @@ class Seat:
             await asyncio.gather(self._looking, return_exceptions=True)
 
     async def _look(self) -> None:
+        now = time.monotonic()
+        if self._asked_first is None:
+            self._asked_first = now
+        await asyncio.sleep(min(_LONGEST_REST, _SELDOM * (now - self._asked_first)) - (now - self._looked))
         if self.is_known and (self.have is None or self.have.all()):
             await asyncio.sleep(max(0.0, self._looked + self._rest - time.monotonic()))
             self._rest = min(2 * self._rest, _LONGEST_REST)
