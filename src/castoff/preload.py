@@ -141,12 +141,15 @@ async def _from_artifact(image: Image, artifact: Artifact, wish: _Wish, store: S
         quarantine, keeper = Quarantine(providers.sources.quarantine), None
         source: ChunkSource = RegistrySource(artifact.repository, providers.sources, providers.image)
         if providers.peers.is_used:
+            from castoff.peers.counted import CountedSource
             from castoff.peers.frames import indexed
             from castoff.peers.kept import KeptFrames
             from castoff.peers.swarm import SwarmSource
+            from castoff.peers.tally import Tally
 
             book = indexed({layer.pack: layer.index for layer in begun.values()})
-            source = SwarmSource(providers.peers, book, source, quarantine)
+            swarm = SwarmSource(providers.peers, book, source, quarantine)
+            source = CountedSource(swarm, Tally(store.state), quarantine)
             keeper = KeptFrames(store) if providers.peers.listen else None
         reader = ChunkReader(LimitedSource(source, wish.limit) if wish.limit else source, quarantine, keeper=keeper)
         try:

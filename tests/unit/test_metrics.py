@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from castoff.agent.peers.collector import PeersCollector
+from castoff.agent.peers.uplink import Uplink
 from castoff.api.creates import Creates
 from castoff.api.hydration import HydrationCount
 from castoff.api.metrics import NAMES, Metrics, StoreGauge
@@ -96,6 +98,7 @@ def test_docs_and_dashboard_name_what_there_is() -> None:
     metrics.watch(fleet, MachineStream(fleet))
     metrics.watch_usage(lambda: USAGE)
     asyncio.run(metrics.look())
+    metrics.registry.register(PeersCollector(Uplink(), Path("/nowhere")))
     StoreGauge(metrics, lambda: asyncio.sleep(0, None), lambda: 0, HydrationCount)  # type: ignore[arg-type]
     families = {family.name: family.type for family in text_string_to_metric_families(metrics.render().decode())}
     names = {f"{name}_total" if kind == "counter" else name for name, kind in families.items()}

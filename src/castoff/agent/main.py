@@ -113,7 +113,7 @@ async def running(
         registers = [counted(metrics, creates), log_routes(logs), app_log_routes(logs), fleet_routes(fleet), placed(fleet)]
         app = build_app(parts, [*registers, order_routes(fleet, working), partial(add_page, page=page)])
         doors = await enter(host_doors(config, fleet, records, directory / SOCKET))
-        await enter(serving_peers(config.peers, host.store, creates.under_way, doors))
+        await enter(serving_peers(config.peers, host.store, creates.under_way, doors, metrics=metrics.registry))
         sockets = bind(settings, directory)
         address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""
         await enter(serving(app, sockets, tls=tls))

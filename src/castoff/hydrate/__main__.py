@@ -51,12 +51,15 @@ def _reader(record: LazyRecord, store: Store) -> ChunkReader:
     quarantine, keeper = Quarantine(record.sources.quarantine), None
     source: ChunkSource = RegistrySource(record.repository, record.sources, record.registry)
     if record.peers.is_used:
+        from castoff.peers.counted import CountedSource
         from castoff.peers.frames import stored
         from castoff.peers.kept import KeptFrames
         from castoff.peers.swarm import SwarmSource
+        from castoff.peers.tally import Tally
 
         layers = {Digest.parse(layer.pack): Digest.parse(layer.diff_id) for layer in record.layers}
-        source = SwarmSource(record.peers, stored(store, layers), source, quarantine)
+        swarm = SwarmSource(record.peers, stored(store, layers), source, quarantine)
+        source = CountedSource(swarm, Tally(store.state), quarantine)
         keeper = KeptFrames(store) if record.peers.listen else None
     return chunks.ChunkReader(source, quarantine, keeper=keeper)
 

@@ -20,7 +20,10 @@ from castoff.peers.wire import FRAME, FRAMES, HAVE_WAIT, REQUEST, URGENCY_HEADER
 from castoff.sources.source import ByteRange, Located, Piece
 from castoff.sources.urgency import URGENCY
 
-__all__ = ["Peer", "peer_transport"]
+__all__ = ["PEER", "Peer", "peer_transport"]
+
+PEER = "peer "
+"""What the names of peers, as sources, begin with."""
 
 _PATIENCE = 5.0
 """Seconds that a request may take besides its bytes: a peer that is slower than that is no help."""
@@ -46,7 +49,7 @@ class Peer:
 
     def __init__(self, url: str, book: Book, transport: Transport) -> None:
         self.url = url
-        self.name = f"peer {url}"
+        self.name = f"{PEER}{url}"
         self._base = Url.parse(url)
         self._book = book
         self._transport = transport

@@ -30,12 +30,16 @@ class Quarantine:
     Args:
         longest: Seconds.
         clock: Seconds that only grow.
+
+    Attributes:
+        told: Called with the name of each that is put there.
     """
 
     def __init__(self, longest: float = 60.0, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._longest = longest
         self._clock = clock
         self._records: dict[str, _Record] = {}
+        self.told: Callable[[str], None] = lambda name: None
 
     def put(self, name: str, reason: str) -> None:
         """The source is left alone from now on. What it had under way when it was put there counts once."""
@@ -46,6 +50,7 @@ class Quarantine:
         record.offences += 1
         record.until = now + min(self._longest, self._longest / _FIRST * 2 ** min(record.offences - 1, 32))
         record.reason, record.good = reason, 0
+        self.told(name)
 
     def good(self, name: str) -> None:
         """It sent a chunk that was right."""

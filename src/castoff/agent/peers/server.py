@@ -15,8 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from castoff.agent.listen import bind_tcp
+from castoff.agent.peers.collector import PeersCollector
 from castoff.agent.peers.growth import Growth
 from castoff.agent.peers.indexes import Indexes
 from castoff.agent.peers.shelf import Shelf
@@ -106,6 +108,7 @@ class PeerDoor:
         wanted = parse_chunks(request.query.get("of", ""))
         urgent = request.headers.get(URGENCY_HEADER) == str(int(Urgency.WAITED_FOR))
         if self._waiting >= _WAITING:
+            self._uplink.refused += 1
             return web.Response(status=503, text="this host has enough to do")
         self._waiting += 1
         try:
@@ -138,14 +141,19 @@ class PeerDoor:
                 if not urgent:
                     await self._uplink.turn(len(part))
                 await answer.write(part)  # one who does not read is ended by castoff.api.connections
-                self._uplink.count(who, len(part))
+                self._uplink.count(who, len(part), urgent=urgent)
             await answer.write_eof()
         return answer
 
 
 @contextlib.asynccontextmanager
 async def serving_peers(
-    settings: PeerSettings, store: Store, busy: Callable[[], bool], more: Sequence[Callable[[web.Application], None]] = ()
+    settings: PeerSettings,
+    store: Store,
+    busy: Callable[[], bool],
+    more: Sequence[Callable[[web.Application], None]] = (),
+    *,
+    metrics: CollectorRegistry | None = None,
 ) -> AsyncIterator[str]:
     """Serves other hosts for the block, where ``peers.listen`` is set.
 
@@ -154,6 +162,7 @@ async def serving_peers(
         store: What this host has.
         busy: Whether this host boots a machine now.
         more: Add what else other hosts may ask.
+        metrics: Where what is given and taken is counted.
 
     Yields:
         ``ADDRESS:PORT`` where it listens; empty: nowhere.
@@ -162,13 +171,16 @@ async def serving_peers(
         Invalid: The settings are broken, or would let strangers in.
         Unavailable: The address is taken, or not this host's.
     """
+    uplink = Uplink(settings.upload_limit, busy)
+    if metrics is not None:
+        metrics.register(PeersCollector(uplink, store.state))
     if not settings.listen:
         yield ""
         return
     tls: ssl.SSLContext | None = await asyncio.to_thread(server_context, settings)
     sock = bind_tcp("peers.listen", settings.listen, secured=tls is not None)
     shelf, growth, indexes = Shelf(store), Growth(), Indexes(store)
-    door = PeerDoor(shelf, growth, indexes, Uplink(settings.upload_limit, busy))
+    door = PeerDoor(shelf, growth, indexes, uplink)
     tidying = asyncio.create_task(_tidying(shelf))
     connections = Connections(most=_CONNECTIONS, timeout=_TIMEOUT)
     app = door.app(connections)

@@ -27,6 +27,9 @@ class Uplink:
 
     Attributes:
         sent: Bytes, by who asked.
+        given_urgent: Bytes that a guest waited for.
+        given_bulk: The others.
+        refused: Requests that were turned away.
     """
 
     def __init__(self, limit: int = 0, busy: Callable[[], bool] = lambda: False) -> None:
@@ -35,6 +38,7 @@ class Uplink:
         self._urgent = 0
         self._free_at = 0.0
         self.sent: dict[str, int] = {}
+        self.given_urgent = self.given_bulk = self.refused = 0
 
     @contextlib.asynccontextmanager
     async def urgent(self) -> AsyncIterator[None]:
@@ -58,8 +62,12 @@ class Uplink:
             if self._free_at > now:
                 await asyncio.sleep(self._free_at - now)
 
-    def count(self, who: str, size: int) -> None:
+    def count(self, who: str, size: int, *, urgent: bool) -> None:
         """So much was sent."""
+        if urgent:
+            self.given_urgent += size
+        else:
+            self.given_bulk += size
         if who not in self.sent and len(self.sent) >= 4096:
             who = "others"
         self.sent[who] = self.sent.get(who, 0) + size
