@@ -126,7 +126,7 @@ class PeerDoor:
         if found is None:
             return web.Response(status=202)
         await self._uplink.turn(len(found.data))
-        self._uplink.count(str(request.remote), len(found.data))
+        self._uplink.count(str(request.remote), len(found.data), urgent=False)
         return web.Response(body=found.data, headers={KEY_HEADER: found.key, SIGNATURE_HEADER: found.signature})
 
     async def _send(self, request: web.Request, frames: list[bytes], *, urgent: bool) -> web.StreamResponse:
