@@ -15,12 +15,14 @@ from castoff.agent.fleet.fleet import host_doors, in_fleet, placed
 from castoff.agent.fleet.order_routes import order_routes
 from castoff.agent.fleet.regions import fleet_room
 from castoff.agent.fleet.routes import fleet_routes
+from castoff.agent.fleet.transfers import in_sight, transfer_routes
 from castoff.agent.fleet.working import working_orders
 from castoff.agent.hosted import hosted_machines
 from castoff.agent.images import HostImages
 from castoff.agent.launch.logs import Logs
 from castoff.agent.listen import SOCKET, agent_directory, alone, bind, tls_context
 from castoff.agent.peers.server import serving_peers
+from castoff.agent.peers.traffic import Traffic
 from castoff.agent.records import open_records
 from castoff.agent.routes import counted, log_routes
 from castoff.agent.tracing import Tracer
@@ -110,10 +112,13 @@ async def running(
         )
         page = _page(config, host, machines, await enter(MachineStream.open(machines)), creates, metrics)
         working = await enter(working_orders(fleet, host, notice))
+        traffic = Traffic()
+        seen = transfer_routes(fleet, await enter(in_sight(fleet, traffic, notice)))
         registers = [counted(metrics, creates), log_routes(logs), app_log_routes(logs), fleet_routes(fleet), placed(fleet)]
-        app = build_app(parts, [*registers, order_routes(fleet, working), partial(add_page, page=page)])
+        app = build_app(parts, [*registers, order_routes(fleet, working), seen, partial(add_page, page=page)])
         doors = await enter(host_doors(config, fleet, records, directory / SOCKET))
-        await enter(serving_peers(config.peers, host.store, creates.under_way, doors, metrics=metrics.registry))
+        peers = serving_peers(config.peers, host.store, creates.under_way, doors, metrics=metrics.registry, traffic=traffic)
+        await enter(peers)
         sockets = bind(settings, directory)
         address = ":".join(map(str, sockets[1].getsockname()[:2])) if len(sockets) > 1 else ""
         await enter(serving(app, sockets, tls=tls))

@@ -9,7 +9,7 @@ import click
 from castoff.cli.app import Group
 from castoff.cli.globals import Globals
 from castoff.cli.remote import on_agent
-from castoff.cli.text import columns
+from castoff.cli.text import columns, rate, size
 
 __all__ = ["command"]
 
@@ -58,6 +58,15 @@ def _row(host: dict[str, Any]) -> tuple[str, ...]:
         str(host["layers"]),
         host["peers"] or "-",
     )
+
+
+@command.command()
+@click.pass_obj
+def transfers(shared: Globals) -> None:
+    """List what hosts send to one another now, the fastest first."""
+    found = on_agent(shared, lambda client: client.ask("GET", "/v1/fleet/transfers"))["transfers"]
+    rows = [(one["from"], one["to"], rate(one["rate"]), size(one["sent"])) for one in found]
+    shared.answer(found, lambda: columns(rows, heads=("FROM", "TO", "NOW", "SINCE ITS START"), right=(2, 3)))
 
 
 @command.command()

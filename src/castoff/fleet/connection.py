@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from typing import Any, Final
 
-import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
@@ -282,7 +281,8 @@ class Connection:
         while True:
             self._closed.clear()
             try:
-                self._client = await nats.connect(**options)
+                self._client = Client()  # also while it connects: a cancellation must not leave its socket open
+                await self._client.connect(**options)
             except (nats.errors.Error, TimeoutError, OSError, EOFError, ValueError) as error:
                 self._tell_cut_off(str(error) or type(error).__name__)
             else:

@@ -16,7 +16,7 @@ from castoff.image.settings import ImageSettings
 from castoff.image.transport import Response, Transport
 from castoff.image.url import Url
 from castoff.peers.frames import Book, Frame, PackFrames
-from castoff.peers.wire import FRAME, FRAMES, HAVE_WAIT, REQUEST, URGENCY_HEADER, chunks_target, have_target
+from castoff.peers.wire import FRAME, FRAMES, HAVE_WAIT, HOST_HEADER, REQUEST, URGENCY_HEADER, chunks_target, have_target
 from castoff.sources.source import ByteRange, Located, Piece
 from castoff.sources.urgency import URGENCY
 
@@ -45,14 +45,16 @@ class Peer:
         url: ``https://HOST:PORT``, or http on loopback.
         book: Knows packs.
         transport: Of :func:`peer_transport`; shared with other peers, and closed by whoever opened it.
+        own: This host's own URL, which it is known by; empty: it has none.
     """
 
-    def __init__(self, url: str, book: Book, transport: Transport) -> None:
+    def __init__(self, url: str, book: Book, transport: Transport, own: str = "") -> None:
         self.url = url
         self.name = f"{PEER}{url}"
         self._base = Url.parse(url)
         self._book = book
         self._transport = transport
+        self._own = {HOST_HEADER: own} if own else {}
 
     async def locate(self, pack: Digest) -> Located | None:
         """Whether the peer has any chunk of the pack's layer, and knows of it at all."""
@@ -121,7 +123,7 @@ class Peer:
 
     async def _get(self, target: str, most: int, wait: float = 0.0) -> bytes | None:
         """A body of at most ``most`` bytes and one, which tells that it had more; None: 404."""
-        headers = {URGENCY_HEADER: str(int(URGENCY.get()))}
+        headers = {URGENCY_HEADER: str(int(URGENCY.get())), **self._own}
         try:
             async with asyncio.timeout(_PATIENCE + wait + most / _SLOWEST):
                 async with await self._transport.send("GET", Url(self._base.origin, target), headers) as response:

@@ -86,7 +86,7 @@ class SwarmSource:
         urls.pop(self._settings.url, None)
         for url in urls:
             if url not in self._peers:
-                self._peers[url] = Peer(url, self._book, self._transport)
+                self._peers[url] = Peer(url, self._book, self._transport, self._settings.url)
         return [self._peers[url] for url in urls]
 
     async def _source(self, pack: Digest, ranges: Sequence[ByteRange]) -> AsyncGenerator[Piece, None]:

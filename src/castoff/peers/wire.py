@@ -11,7 +11,7 @@
         yet. 202: it is being made, ask again.
     404: it does not have the layer, or not all of these chunks. 409: its compressor makes other frames. 503: it has enough to do.
 
-``Castoff-Urgency: 0`` asks for chunks that a guest waits for.
+``Castoff-Urgency: 0`` asks for chunks that a guest waits for. ``Castoff-Host`` is the asker's own URL, for whoever counts.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "FRAME",
     "FRAMES",
     "HAVE_WAIT",
+    "HOST_HEADER",
     "KEY_HEADER",
     "REQUEST",
     "SIGNATURE_HEADER",
@@ -44,6 +45,7 @@ REQUEST = 2 << 20
 """Bytes that one request asks for, unless a single frame is longer."""
 HAVE_WAIT = 2.0
 URGENCY_HEADER = "Castoff-Urgency"
+HOST_HEADER = "Castoff-Host"
 KEY_HEADER = "Castoff-Key"
 SIGNATURE_HEADER = "Castoff-Signature"
 _ONE = re.compile(r"(\d{1,9}):(\d{1,7})\Z", re.ASCII)

@@ -106,7 +106,9 @@ async def _take(index: LayerIndex, url: str, transport: Transport, context: Prov
         pack, _ = _pack(index)
         book = indexed({pack: index})
         quarantine = Quarantine(context.sources.quarantine)
-        reader = ChunkReader(with_peers(context.peers, book, Peer(url, book, transport), quarantine), quarantine)
+        reader = ChunkReader(
+            with_peers(context.peers, book, Peer(url, book, transport, context.peers.url), quarantine), quarantine
+        )
         try:
             await fetch_layers((RemoteLayer(stored, index, pack),), reader, context.store)
         finally:

@@ -15,23 +15,30 @@ from castoff.api.server import Register
 from castoff.errors import Conflict
 from castoff.fleet.members import Member
 
-__all__ = ["fleet_routes"]
+__all__ = ["fleet_of", "fleet_routes", "host_row"]
 
 _MOST = 10_000
+
+
+def fleet_of(fleet: Fleet | None, request: web.Request) -> Fleet:
+    """The fleet, for who may look at it.
+
+    Raises:
+        Forbidden: The token is for one app.
+        Conflict: There is none.
+    """
+    if grant_of(request).app is not None:
+        raise Forbidden("this token is for one app, and the fleet is everybody's")
+    if fleet is None:
+        raise Conflict("this host is of no fleet", hint="set fleet.urls, or start `castoff agent --fleet nats://...`")
+    return fleet
 
 
 def fleet_routes(fleet: Fleet | None) -> Register:
     """``GET /v1/fleet``, ``/v1/fleet/hosts`` and ``/v1/fleet/layers?limit=N``; a token of one app may not ask."""
 
-    def here(request: web.Request) -> Fleet:
-        if grant_of(request).app is not None:
-            raise Forbidden("this token is for one app, and the fleet is everybody's")
-        if fleet is None:
-            raise Conflict("this host is of no fleet", hint="set fleet.urls, or start `castoff agent --fleet nats://...`")
-        return fleet
-
     async def status(request: web.Request) -> web.Response:
-        found = here(request)
+        found = fleet_of(fleet, request)
         own = found.members.find(found.members.own)
         return json_answer(
             {
@@ -45,18 +52,18 @@ def fleet_routes(fleet: Fleet | None) -> Register:
         )
 
     async def hosts(request: web.Request) -> web.Response:
-        found = here(request)
+        found = fleet_of(fleet, request)
         lists = found.holders.lists()
         return json_answer(
             {
                 "hosts": [
-                    _host(member, found.members.own, len(lists.get(member.record.id, ()))) for member in found.members.alive()
+                    host_row(member, found.members.own, len(lists.get(member.record.id, ()))) for member in found.members.alive()
                 ]
             }
         )
 
     async def layers(request: web.Request) -> web.Response:
-        found = here(request)
+        found = fleet_of(fleet, request)
         most = body.number(request, "limit", default=1000, least=1, most=_MOST)
         rows = sorted(_layers(found).items(), key=lambda row: (-len(row[1][0]), -len(row[1][1]), row[0]))
         return json_answer(
@@ -74,7 +81,8 @@ def fleet_routes(fleet: Fleet | None) -> Register:
     return add
 
 
-def _host(member: Member, own: str, layers: int) -> dict[str, Any]:
+def host_row(member: Member, own: str, layers: int) -> dict[str, Any]:
+    """A host as the API tells it."""
     record = member.record
     return {
         "id": record.id,

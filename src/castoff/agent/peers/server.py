@@ -22,13 +22,14 @@ from castoff.agent.peers.collector import PeersCollector
 from castoff.agent.peers.growth import Growth
 from castoff.agent.peers.indexes import Indexes
 from castoff.agent.peers.shelf import Shelf
+from castoff.agent.peers.traffic import Traffic
 from castoff.agent.peers.uplink import Uplink
 from castoff.api.connections import Connections
 from castoff.errors import CastoffError, Conflict, Invalid, NotFound
 from castoff.image.digest import Digest
 from castoff.peers.settings import PeerSettings
 from castoff.peers.tls import server_context
-from castoff.peers.wire import HAVE_WAIT, KEY_HEADER, SIGNATURE_HEADER, URGENCY_HEADER, parse_chunks
+from castoff.peers.wire import HAVE_WAIT, HOST_HEADER, KEY_HEADER, SIGNATURE_HEADER, URGENCY_HEADER, parse_chunks
 from castoff.sources.urgency import Urgency
 from castoff.store.store import Store
 
@@ -46,6 +47,7 @@ _GATHER: Final = 0.05
 _TIDY: Final = 30.0
 """Seconds between two looks at whether frames are still asked for."""
 _NUMBER: Final = re.compile(r"-?\d{1,12}(\.\d{1,9})?\Z", re.ASCII)
+_URL: Final = re.compile(r"https?://[\x21-\x7e]{1,240}\Z", re.ASCII)
 _PART: Final = 128 << 10
 _STATUS: Final = {NotFound: 404, Conflict: 409, Invalid: 400}
 
@@ -126,14 +128,14 @@ class PeerDoor:
         if found is None:
             return web.Response(status=202)
         await self._uplink.turn(len(found.data))
-        self._uplink.count(str(request.remote), len(found.data), urgent=False)
+        self._uplink.count(_asker(request), len(found.data), urgent=False)
         return web.Response(body=found.data, headers={KEY_HEADER: found.key, SIGNATURE_HEADER: found.signature})
 
     async def _send(self, request: web.Request, frames: list[bytes], *, urgent: bool) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         answer.content_length = sum(map(len, frames))
         body = memoryview(b"".join(frames))
-        who = str(request.remote)
+        who = _asker(request)
         with contextlib.suppress(ConnectionError):  # whoever asked has it from another by now
             await answer.prepare(request)
             for start in range(0, len(body), _PART):
@@ -154,6 +156,7 @@ async def serving_peers(
     more: Sequence[Callable[[web.Application], None]] = (),
     *,
     metrics: CollectorRegistry | None = None,
+    traffic: Traffic | None = None,
 ) -> AsyncIterator[str]:
     """Serves other hosts for the block, where ``peers.listen`` is set.
 
@@ -163,6 +166,7 @@ async def serving_peers(
         busy: Whether this host boots a machine now.
         more: Add what else other hosts may ask.
         metrics: Where what is given and taken is counted.
+        traffic: Counts by who asked what is sent.
 
     Yields:
         ``ADDRESS:PORT`` where it listens; empty: nowhere.
@@ -171,7 +175,7 @@ async def serving_peers(
         Invalid: The settings are broken, or would let strangers in.
         Unavailable: The address is taken, or not this host's.
     """
-    uplink = Uplink(settings.upload_limit, busy)
+    uplink = Uplink(settings.upload_limit, busy, traffic)
     if metrics is not None:
         metrics.register(PeersCollector(uplink, store.state))
     if not settings.listen:
@@ -209,6 +213,12 @@ async def _tidying(shelf: Shelf) -> None:
     while True:
         await asyncio.to_thread(shelf.tidy)
         await asyncio.sleep(_TIDY)
+
+
+def _asker(request: web.Request) -> str:
+    """Who asks, as it says itself: for people who look, and nothing else."""
+    said = request.headers.get(HOST_HEADER, "")
+    return said if _URL.match(said) else str(request.remote)
 
 
 def _number(request: web.Request, name: str, default: float) -> float:

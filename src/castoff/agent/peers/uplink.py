@@ -7,6 +7,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
+from castoff.agent.peers.traffic import Traffic
+
 __all__ = ["Uplink"]
 
 _LONGEST = 0.05
@@ -24,20 +26,20 @@ class Uplink:
     Args:
         limit: Bytes a second for all that nobody waits for; 0: none but the link's own.
         busy: Whether this host boots a machine now: then bulk is sent in smaller measure.
+        traffic: Counts by who asked.
 
     Attributes:
-        sent: Bytes, by who asked.
         given_urgent: Bytes that a guest waited for.
         given_bulk: The others.
         refused: Requests that were turned away.
     """
 
-    def __init__(self, limit: int = 0, busy: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, limit: int = 0, busy: Callable[[], bool] = lambda: False, traffic: Traffic | None = None) -> None:
         self._limit = limit
         self._busy = busy
         self._urgent = 0
         self._free_at = 0.0
-        self.sent: dict[str, int] = {}
+        self._traffic = traffic or Traffic()
         self.given_urgent = self.given_bulk = self.refused = 0
 
     @contextlib.asynccontextmanager
@@ -68,6 +70,4 @@ class Uplink:
             self.given_urgent += size
         else:
             self.given_bulk += size
-        if who not in self.sent and len(self.sent) >= 4096:
-            who = "others"
-        self.sent[who] = self.sent.get(who, 0) + size
+        self._traffic.count(who, size)

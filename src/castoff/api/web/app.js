@@ -6,6 +6,7 @@ import { machinesView } from "/page/machines.js";
 import { machineView } from "/page/machine.js";
 import { createsView } from "/page/creates.js";
 import { storeView } from "/page/store.js";
+import { fleetView } from "/page/fleet.js";
 
 const main = document.getElementById("main");
 const views = document.getElementById("views");
@@ -18,6 +19,7 @@ const routes = [
   [/^#\/machines\/([0-9a-f]{14})$/, machineView],
   [/^#\/creates$/, createsView],
   [/^#\/store$/, storeView],
+  [/^#\/fleet$/, fleetView],
   [/^/, machinesView],
 ];
 
@@ -31,7 +33,7 @@ function show() {
     here ? anchor.setAttribute("aria-current", "page") : anchor.removeAttribute("aria-current");
   }
   main.replaceChildren();
-  view({ main, live, get: (path) => watched(get(path, leaving.signal)), signal: leaving.signal, argument: location.hash.match(pattern)[1] });
+  view({ main, live, watched, get: (path) => watched(get(path, leaving.signal)), signal: leaving.signal, argument: location.hash.match(pattern)[1] });
 }
 
 async function watched(answer) {

@@ -29,6 +29,27 @@ export async function get(path, signal) {
   return (await checked(await ask(path, {}, signal))).json();
 }
 
+// The events of a stream, until it ends.
+export async function* events(path, headers, signal, watched = (answer) => answer) {
+  const response = await watched(ask(path, headers, signal).then(checked));
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const event = {};
+      for (const line of block.split("\n")) {
+        const colon = line.indexOf(": ");
+        if (colon > 0) event[line.slice(0, colon)] = line.slice(colon + 2);
+      }
+      if (event.event) yield event;
+    }
+  }
+}
+
 export class Live extends EventTarget {
   machines = new Map();
   #abort = null;
@@ -63,25 +84,10 @@ export class Live extends EventTarget {
 
   async #read(signal) {
     const headers = this.#last ? { "Last-Event-ID": this.#last } : {};
-    const response = await checked(await ask("/page/stream", headers, signal));
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      const blocks = (rest + value).split("\n\n");
-      rest = blocks.pop();
-      blocks.forEach((block) => this.#take(block));
-    }
+    for await (const event of events("/page/stream", headers, signal)) this.#take(event);
   }
 
-  #take(block) {
-    const event = {};
-    for (const line of block.split("\n")) {
-      const colon = line.indexOf(": ");
-      if (colon > 0) event[line.slice(0, colon)] = line.slice(colon + 2);
-    }
-    if (!event.event) return;
+  #take(event) {
     this.#last = event.id ?? this.#last;
     this.#wait = 0;
     const rows = JSON.parse(event.data) ?? [];
