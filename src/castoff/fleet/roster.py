@@ -89,6 +89,10 @@ class Roster:
         expecting = {host for name, host, until in self._expected.values() if name == app and until > now}
         return {host: found.get(host, []) for host in found.keys() | expecting if found.get(host) or host in expecting}
 
+    def by_host(self) -> dict[str, list[MachineRow]]:
+        """All machines by their hosts' ids."""
+        return {host: list(rows.values()) for host, rows in self._rows.items()}
+
     def expect(self, machine: str, app: str, host: str) -> None:
         """A machine was just made on another host, which has not told of it yet."""
         now = time.monotonic()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from aiohttp import web
+
 from castoff.agent.fleet.describe import (
     Listing,
     host_capacity,
@@ -19,6 +21,7 @@ from castoff.agent.fleet.describe import (
     machines_here,
 )
 from castoff.agent.fleet.door import HostDoor
+from castoff.agent.fleet.elsewhere import Elsewhere
 from castoff.agent.fleet.images import ImagesHere
 from castoff.agent.fleet.outward import Outward
 from castoff.agent.fleet.placing import Placing
@@ -54,6 +57,8 @@ class Fleet:
     """Makes machines where they fit; None: this host has no certificates, so that it makes its machines itself."""
     describe: Callable[[], HostRecord]
     """What this host says of itself now."""
+    elsewhere: Elsewhere | None
+    """Asks other hosts for their machines; None as above."""
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +93,7 @@ async def in_fleet(
         contextlib.AsyncExitStack() as stack,
     ):
         images = ImagesHere(store.root, members, holders)
-        placing = None
+        placing, elsewhere = None, None
         if trusts_hosts(config.peers):
             region = config.agent.region
             placement = await stack.enter_async_context(
@@ -96,18 +101,25 @@ async def in_fleet(
             )
             outward = await stack.enter_async_context(Outward.open(config.peers))
             placing = Placing(members, placement, roster, outward, images.layers)
+            elsewhere = await stack.enter_async_context(Elsewhere.open(members, roster, outward, connection, machines))
         else:
             notice("this host makes its machines itself: others make them with peers.listen, peers.url and certificates")
         telling = asyncio.create_task(_tell_whom_to_ask(members, describe, directory / KNOWN_PEERS))
         try:
-            yield Fleet(config.fleet.name, connection, members, holders, roster, placing, describe)
+            yield Fleet(config.fleet.name, connection, members, holders, roster, placing, describe, elsewhere)
         finally:
             await end(telling)
 
 
 def placed(fleet: Fleet | None) -> Register:
-    """Machines are made where they fit."""
-    return fleet.placing.add if fleet is not None and fleet.placing is not None else lambda app: None
+    """Machines are made where they fit, and found wherever they are."""
+
+    def add(app: web.Application) -> None:
+        for part in (fleet.placing, fleet.elsewhere) if fleet is not None else ():
+            if part is not None:
+                part.add(app)
+
+    return add
 
 
 @contextlib.asynccontextmanager

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from aiohttp import web
 
 from castoff.api import body
 from castoff.errors import Invalid
 
-__all__ = ["Page", "paged"]
+__all__ = ["Page", "merged", "paged"]
 
 T = TypeVar("T")
 _MOST: Final = 1000
@@ -50,6 +50,31 @@ def paged(request: web.Request, rows: Iterable[T], place: Callable[[T], tuple[in
     return Page(page, _cursor(place(page[-1])) if len(found) > len(page) else "")
 
 
+def merged(request: web.Request, pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One page of machines of those that several hosts gave for one request.
+
+    Args:
+        request: Which each of them was asked.
+        pages: Their answers.
+    """
+    found = {machine["id"]: machine for page in reversed(pages) for machine in page["machines"]}  # of two, the first host's
+    page = paged(request, found.values(), _updated)
+    cursor = page.cursor
+    if page.rows and not cursor and any(one["next_cursor"] for one in pages):
+        cursor = _cursor(_updated(page.rows[-1]))
+    last = page.rows[-1] if page.rows else {"id": "", "updated_at": ""}
+    return {
+        "machines": page.rows,
+        "next_cursor": cursor,
+        "last_machine_id": last["id"],
+        "last_updated_at": last["updated_at"],
+    }
+
+
+def _updated(machine: Mapping[str, Any]) -> tuple[int, str]:
+    return _milliseconds(machine["updated_at"]), machine["id"]
+
+
 def _cursor(place: tuple[int, str]) -> str:
     return base64.urlsafe_b64encode(f"{place[0]}:{place[1]}".encode()).decode().rstrip("=")
 
@@ -70,4 +95,4 @@ def _milliseconds(text: str) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise Invalid("query: updated_after is not a time like 2026-01-31T12:00:00Z") from error
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
