@@ -2,7 +2,7 @@
 # python3-venv, git and make to be there.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench bench-fleet fuzz soak clean distclean setup-test
+.PHONY: help setup run test check bench bench-fleet fleet fuzz soak clean distclean setup-test
 BIN := .venv/bin
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
@@ -29,6 +29,9 @@ check: setup-test ## ruff, mypy --strict, import-linter
 
 bench: setup-test ## measure against containerd, mke2fs, umoci and tar (25 minutes; QUICK=1: 4, without lazy boots)
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
+
+fleet: setup-test ## boot a cold image on three hosts in network namespaces, and print who sent what to whom (root)
+	@packaging/run-fleet
 
 bench-fleet: setup-test ## measure a region of 8 hosts in network namespaces: docs/bench/fleet (6 minutes, root)
 	$(BIN)/python -m bench --only region --results docs/bench/fleet

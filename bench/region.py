@@ -31,7 +31,7 @@ _PREFIX = "castoff-region-"
 _NETWORK = "10.214.0"
 _REGISTRY, _FIRST = 2, 11
 """Last numbers of addresses."""
-_PORT, _PEER_PORT = 5000, 4290
+_PORT, _PEER_PORT, _NATS_PORT = 5000, 4290, 4222
 _BURST_SECONDS = 0.004
 """Of the rate, that may pass at once: the kernel's timer must wake more often than that (HZ is 250 or more)."""
 _LEAST_BURST = 96 << 10
@@ -64,22 +64,28 @@ class RegionHost:
         """A command in the host's network. ``ip netns exec`` would give it mounts of its own too, and hide the rootfs."""
         return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, command)]
 
-    def settings(self, *, peers: bool = True, name: str = "castoff", more: str = "") -> Path:
-        """A configuration file."""
+    def settings(self, *, peers: bool = True, name: str = "castoff", nats: str = "") -> Path:
+        """A configuration file.
+
+        Args:
+            peers: Whether other hosts are asked, and may ask.
+            name: Of the file.
+            nats: URL of the NATS server where hosts meet; empty: each has the list of all.
+        """
         path = self.directory / f"{name}-{'region' if peers else 'alone'}.toml"
         path.write_text(
             f'state = "{self.state}"\nimage.insecure_registries = ["{self.registry}"]\nstore.backing = "native"\n'
             f'vmm.qemu.accelerator = "tcg"\nmachine.network = "none"\nagent.listen = ""\n'
-            f"hydrate.background_after = 1.0\n{more}" + (self._peers() if peers else "")
+            f"hydrate.background_after = 1.0\n" + (self._peers(nats) if peers else "")
         )
         return path
 
-    def _peers(self) -> str:
+    def _peers(self, nats: str) -> str:
         mine = self.authority.settings(f"host-{self.number}", urllib.parse.urlsplit(self.url).netloc)
-        return (
-            f'[peers]\nurls = {json.dumps(self.urls)}\nurl = "{self.url}"\nlisten = "{mine.listen}"\n'
-            f'certificate = "{mine.certificate}"\nkey = "{mine.key}"\nauthority = "{mine.authority}"\n'
-        )
+        files = f'certificate = "{mine.certificate}"\nkey = "{mine.key}"\nauthority = "{mine.authority}"\n'
+        meeting = f'[fleet]\nurls = ["{nats}"]\nhost = "host-{self.number}"\n{files}' if nats else ""
+        urls = "" if nats else f"urls = {json.dumps(self.urls)}\n"
+        return f'{meeting}[peers]\n{urls}url = "{self.url}"\nlisten = "{mine.listen}"\n{files}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,26 @@ class Region:
     """``ADDRESS:PORT``."""
     switch: str
     registry_namespace: str
+    authority: Authority
+
+    @property
+    def nats(self) -> str:
+        """Where a NATS server beside the registry would be (:meth:`serving_nats`)."""
+        return f"tls://{_NETWORK}.{_REGISTRY}:{_NATS_PORT}"
+
+    @contextlib.contextmanager
+    def serving_nats(self, directory: Path) -> Iterator[None]:
+        """A NATS server with JetStream, for the block; hosts show it the fleet's certificates."""
+        mine = self.authority.settings("nats", address=f"{_NETWORK}.{_REGISTRY}")
+        config, log = directory / "nats.conf", directory / "nats.log"
+        config.write_text(
+            f'server_name: region\nlisten: "0.0.0.0:{_NATS_PORT}"\njetstream {{ store_dir: "{directory / "nats"}" }}\n'
+            f'tls {{ cert_file: "{mine.certificate}", key_file: "{mine.key}", ca_file: "{mine.authority}", verify: true }}\n'
+        )
+        command = ["nsenter", f"--net=/run/netns/{self.registry_namespace}", "nats-server", "-c", str(config)]
+        with daemon(command, log) as process:
+            wait_for("nats-server", lambda: "Server is ready" in log.read_text(errors="replace"), process, log)
+            yield
 
     def sent(self) -> int:
         """Bytes that the registry has sent."""
@@ -204,7 +230,7 @@ def region(directory: Path, storage: Path, *, hosts: int, files: Path | None = N
             place.mkdir(parents=True)
             made.append(RegionHost(number, name, place, registry, urls, authority))
         stack.enter_context(_registry(directory, storage, there))
-        yield Region(tuple(made), registry, switch, there)
+        yield Region(tuple(made), registry, switch, there, authority)
 
 
 @contextlib.contextmanager

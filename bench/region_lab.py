@@ -22,7 +22,7 @@ from bench.measure import Failed, cpu_seconds, run, started
 from bench.region import Region, RegionHost, in_memory, region
 from castoff.hydrate.record import read_record
 
-__all__ = ["RegionLab", "Stampede", "region_lab"]
+__all__ = ["RegionLab", "Stampede", "region_lab", "whole"]
 
 _KERNELS = Path(".cache/kernels")
 _SECONDS = 240
@@ -68,13 +68,13 @@ class RegionLab:
             subprocess.run(["cp", "-a", "--reflink=auto", str(self.template), str(host.state)], check=True)
 
     @contextlib.contextmanager
-    def agents(self, hosts: Sequence[RegionHost], *, peers: bool = True, more: str = "") -> Iterator[list[int]]:
+    def agents(self, hosts: Sequence[RegionHost], *, peers: bool = True, nats: str = "") -> Iterator[list[int]]:
         """Their agents for the block; process ids."""
         with contextlib.ExitStack() as stack:
             logs, pids = [], []
             for host in hosts:
                 logs.append(host.directory / "agent.log")
-                command = _castoff(host, host.settings(peers=peers, name="agent", more=more), "agent")
+                command = _castoff(host, host.settings(peers=peers, name="agent", nats=nats), "agent")
                 pids.append(stack.enter_context(started(command, log=logs[-1])).pid)
             for log in logs:
                 _until(lambda log=log: "listening at" in log.read_text(), log)  # type: ignore[misc]
@@ -119,7 +119,7 @@ class RegionLab:
         sent, given = self.region.sent(), self.region.given()
         used, begun = sum(map(cpu_seconds, agents)), time.monotonic()
         made = await asyncio.gather(*(self._create(host, begun) for host in hosts))
-        await asyncio.gather(*(_whole(host) for host in hosts))
+        await asyncio.gather(*(whole(host) for host in hosts))
         answer = Stampede(
             seconds=max(seconds for seconds, _ in made),
             each=[seconds for seconds, _ in made],
@@ -203,7 +203,7 @@ def _until(ready: Any, log: Path) -> None:
         time.sleep(0.05)
 
 
-async def _whole(host: RegionHost) -> None:
+async def whole(host: RegionHost) -> None:
     """Waits until the machines of a host have all their data."""
     end = time.monotonic() + _SECONDS
     while True:
