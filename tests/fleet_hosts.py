@@ -27,7 +27,7 @@ from castoff.peers.settings import PeerSettings
 from castoff.store.durable import replace_file
 from castoff.store.settings import StoreSettings
 
-__all__ = ["PACE", "TTL", "FleetHost", "Severed", "fleet_host"]
+__all__ = ["PACE", "TTL", "FleetHost", "Severed", "fleet_host", "share_key"]
 
 TTL = 1.5
 """Seconds that leases last in tests."""
@@ -65,6 +65,14 @@ class FleetHost:
             with (layer / "segment").open("rb") as file:
                 found[layer.name] = hashlib.file_digest(file, "sha256").hexdigest()
         return found
+
+
+def share_key(state: Path, key: bytes) -> None:
+    """Has a host sign with a key that others have too."""
+    directory = keys_directory(state)
+    with alone(directory):
+        text = urlsafe_b64encode(key).decode().rstrip("=")
+        replace_file(directory / "host.key", f"{PRIVATE_PREFIX}{text}\n".encode(), mode=0o600)
 
 
 @contextlib.asynccontextmanager
@@ -107,10 +115,7 @@ async def fleet_host(
         builds = FleetBuilds(bucket, lambda: found, notice=said.append, ttl=TTL, wait=wait)
         host = await stack.enter_async_context(Host.open(config=config, notice=said.append, builds=builds))
         if key is not None:
-            directory = keys_directory(state)
-            with alone(directory):
-                text = urlsafe_b64encode(key).decode().rstrip("=")
-                replace_file(directory / "host.key", f"{PRIVATE_PREFIX}{text}\n".encode(), mode=0o600)
+            share_key(state, key)
         host_key(state)
         if serves:
             listen = PeerSettings(listen="127.0.0.1:0")

@@ -8,6 +8,7 @@ import click
 
 from castoff.cli.app import Group
 from castoff.cli.globals import Globals
+from castoff.cli.orders import command as orders
 from castoff.cli.remote import on_agent
 from castoff.cli.text import columns, rate, size
 
@@ -17,6 +18,9 @@ __all__ = ["command"]
 @click.group(cls=Group)
 def command() -> None:
     """Look at the fleet: which hosts are there, what they have, and whether this one is seen."""
+
+
+command.add_command(orders, "orders")
 
 
 @command.command()

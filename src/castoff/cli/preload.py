@@ -46,6 +46,14 @@ _WAYS = {
 @click.option("--limit", type=parse_rate, metavar="RATE", help="Fetch at most so much a second, like 50MB/s.")
 @click.option("--disk-size", "wanted", type=parse_size, metavar="SIZE", help="Size of the root filesystem, like 8G.")
 @click.option("--platform", type=parse_platform, metavar="OS/ARCH", help="Platform of the images.")
+@click.option(
+    "--hosts",
+    metavar="HOSTS",
+    help="Have hosts of the fleet do it: all, a number, region=R, zone=Z, host=NAME, label=KEY=VALUE, or several with commas.",
+)
+@click.option("--keep", is_flag=True, help="With --hosts: watch the tags, and make ready what they come to mean.")
+@click.option("--window", metavar="HH:MM-HH:MM", help="With --hosts: only in these hours, by each host's own clock and zone.")
+@click.option("--detach", "-d", is_flag=True, help="With --hosts: do not wait for the hosts.")
 @click.option("--timeline", "timeline_file", metavar="FILE", help="Write the timeline as JSON; - draws it on stderr.")
 @click.pass_obj
 def command(
@@ -56,16 +64,33 @@ def command(
     limit: int | None,
     wanted: int | None,
     platform: Platform | None,
+    hosts: str | None,
+    keep: bool,
+    window: str | None,
+    detach: bool,
     timeline_file: str | None,
 ) -> int:
     """Make images ready, so that their machines start at once.
 
     Layers come from an artifact whose key is trusted, or are converted. What was interrupted goes on where it was; what is
     here already is left alone. Exits with 1 when an image could not be made ready; the others are.
+
+    With --hosts this host's agent gives an order to the fleet, which outlives this command: `castoff fleet orders` lists and
+    cancels orders.
     """
     names = images_of(images, files)
     if not names:
         raise click.UsageError("no image is named")
+    if hosts is not None:
+        if timeline_file is not None:
+            raise click.UsageError("--timeline is of this host's work, and --hosts is for others")
+        from castoff.cli.preload_fleet import give_order
+
+        order = {"images": names, "hosts": hosts, "keep": keep, "limit": limit or 0, "window": window or "", "size": wanted}
+        order |= {"platform": str(platform or ""), "profile_only": profile_only}
+        return give_order(shared, order, detach=detach)
+    if keep or window or detach:
+        raise click.UsageError("--keep, --window and --detach go with --hosts")
 
     async def work(host: Host) -> list[tuple[str, Preloaded | CastoffError]]:
         answers: list[tuple[str, Preloaded | CastoffError]] = []

@@ -16,7 +16,7 @@ from castoff.fleet.lease import Cell, Cells, Claim, Lease, LeaseState, boot_cloc
 
 __all__ = ["TTL", "Holding"]
 
-TTL: Final = 10.0
+TTL: Final = 6.0
 """Seconds that a lease lasts without its holder: the same on all hosts of a fleet."""
 _RENEWALS: Final = 3
 """In each of those."""

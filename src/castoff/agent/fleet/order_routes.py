@@ -95,13 +95,10 @@ def summary(order: Order, parts: list[Part], fleet: Fleet) -> dict[str, Any]:
     """An order in a few words: what it is, how many hosts it is for as far as they are known, how many have done it."""
     selector = parse_selector(order.hosts) if order.state in (OrderState.NEW, OrderState.OPEN) else None
     told = {part.host for part in parts}
-    if selector is None:
-        hosts = len(told)
-    elif selector.count:
-        hosts = selector.count
-    else:
-        matching = {member.record.id for member in fleet.members.alive() if selector.matches(member.record)}
-        hosts = len(matching | told)
+    if selector is not None:
+        told |= {member.record.id for member in fleet.members.alive() if selector.matches(member.record)}
+    matching = len(told)
+    hosts = selector.count if selector is not None and selector.count else matching
     states = Counter(part.state.value for part in parts if part.generation == order.generation)
     done = states[PartState.DONE.value]
     return {
@@ -118,6 +115,7 @@ def summary(order: Order, parts: list[Part], fleet: Fleet) -> dict[str, Any]:
         "created": order.created,
         "reason": order.reason,
         "chosen": hosts,
+        "matching": matching,
         "parts": {state.value: states[state.value] for state in PartState if states[state.value]},
     }
 
