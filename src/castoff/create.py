@@ -81,7 +81,7 @@ async def create(
     memory = config.machine.memory if request.memory is None else request.memory
     check_memory(memory)
     check_ports(request.ports)
-    rates = granted(config.vmm.rates, request.rates)
+    rates = granted(config.vmm.rates, request.rates, card=request.tap is not None)
     machine_id = request.id or new_machine_id()
     name = check_name(request.name) if request.name else machine_id
     async with (

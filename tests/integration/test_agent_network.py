@@ -188,6 +188,29 @@ async def test_machines_of_an_app_reach_one_another_and_nobody_else(host: OnHost
     assert "elements" not in inside(HOST, "nft", "list", "ruleset")
 
 
+async def test_a_machine_is_held_to_its_rate(host: OnHost, tmp_path: Path) -> None:
+    """Both ways: a sixth of what there is comes at once, the rest at a rate at which it takes five seconds."""
+    rate = 256 << 10
+    (tmp_path / "big").write_bytes(bytes(6 * rate))
+    with agent(host) as running:
+        async with running.client() as api:
+            await asked(api, "POST", "/v1/apps", {"name": "one", "org_slug": "personal"}, status=201)
+            guest = await Guest.make(api, host.image, "one", rates={"network_bytes": rate})
+            await guest.started()
+            assert await guest.eventually_fetches(FAR, 8001) == "from beyond"
+            began = time.monotonic()
+            assert (await guest.says(f"wget -q -O - http://{FAR}:8001/big | wc -c")).strip() == str(6 * rate)
+            taken = time.monotonic() - began
+            await guest.says("dd if=/dev/zero of=/srv/big bs=65536 count=24")
+            began = time.monotonic()
+            fetch = "import urllib.request, sys; print(len(urllib.request.urlopen(sys.argv[1], timeout=60).read()))"
+            assert inside(HOST, sys.executable, "-c", fetch, f"http://{guest.address}:8000/big").strip() == str(6 * rate)
+            given = time.monotonic() - began
+        await remove_machines(running)
+    assert min(taken, given) > 3.5
+    assert "limit t" not in inside(HOST, "nft", "list", "ruleset")
+
+
 async def test_addresses_outlive_restarts_and_the_network_its_agent(host: OnHost) -> None:
     """A machine keeps its addresses; traffic goes on while no agent runs; who is cordoned is not among its app's addresses."""
     with agent(host) as running:

@@ -10,17 +10,26 @@ from collections.abc import Iterator
 import pytest
 
 SCRIPT = """
-import asyncio, os, subprocess
+import asyncio, json, os, subprocess
 from castoff.agent.network.network import device_name, open_network
 from castoff.lifecycle.config import parse_config
 from castoff.lifecycle.launcher import Launch
 from castoff.lifecycle.ports import Published
 from castoff.lifecycle.settings import NetworkSettings
 from castoff.machine.model import MachineId
+from castoff.vmm.rates import Rates
 from castoff.vmm.tap import open_tap
 
 SETTINGS = NetworkSettings(mode="bridge", publish=("192.0.2.1",))
 IDS = [MachineId(letter * 14) for letter in "abc"]
+
+RATES, FASTER = Rates(network_bytes=1 << 20), Rates(network_bytes=2 << 20)
+
+def limits():
+    found = json.loads(subprocess.run(["nft", "-j", "list", "limits"], capture_output=True, text=True, check=True).stdout)
+    rows = [entry["limit"] for entry in found["nftables"] if "limit" in entry]
+    units = {"bytes": 1, "kbytes": 1 << 10, "mbytes": 1 << 20}
+    return sorted({(row["name"][1], str(row["rate"] * units[row.get("rate_unit", "bytes")])) for row in rows})
 
 def launch(number, app="one", port=8000):
     return Launch(
@@ -44,32 +53,35 @@ def has(number, text):
 
 async def main():
     first = await network()
-    cards = await asyncio.gather(*(first.admit(launch(number)) for number in range(3)))
+    cards = await asyncio.gather(*(first.admit(launch(number), RATES) for number in range(3)))
     held = [open_tap(card) for card in cards]
     assert all(has(number, rules()) for number in range(3))
     neighbours = subprocess.run(["ip", "neigh"], capture_output=True, text=True, check=True).stdout
     assert neighbours.count("PERMANENT") == 6, neighbours
 
-    await first.admit(launch(0, "two", 9000))  # of another app now, with another port
+    await first.admit(launch(0, "two", 9000), FASTER)  # of another app now, with another port
     assert "10.211.0.2 : 0x00000002" in rules() and ". 9000 :" in rules() and ". 8000 :" not in rules()
+    assert limits() == [("a", "2097152"), ("b", "1048576"), ("c", "1048576")]
 
     second = await network()  # the agent was killed
-    await second.admit(launch(0, "two", 9000))
+    await second.admit(launch(0, "two", 9000), RATES)  # it has another configuration
+    assert limits()[0] in (("a", "1048576"), ("a", "2097152"))
     assert await second.tidy(IDS[:2]) == 1  # the second machine is not let in again yet
     assert taps() == sorted(map(device_name, IDS[:2])) and has(0, rules()) and has(1, rules())
-    await second.admit(launch(1))
+    await second.admit(launch(1), Rates())
     assert await second.tidy(IDS[:2]) == 0
     assert has(0, rules()) and has(1, rules()) and not has(2, rules())
+    assert limits() == [("a", "1048576")]
 
     subprocess.run(["nft", "flush", "ruleset"], check=True)  # somebody's mistake
     await second.tidy(IDS[:2])
-    assert has(0, rules()) and has(1, rules())
+    assert has(0, rules()) and has(1, rules()) and limits() == [("a", "1048576")]
     subprocess.run(["nft", "flush", "ruleset"], check=True)
     await second.dismiss(IDS[0])  # finds other rules than it knows of
     assert has(1, rules()) and not has(0, rules()) and taps() == [device_name(IDS[1])]
     await second.dismiss(IDS[1])
     await second.dismiss(IDS[1])
-    assert "elements" not in rules() and taps() == []
+    assert "elements" not in rules() and taps() == [] and limits() == []
     print("whole", len(held))
 
 asyncio.run(main())

@@ -18,9 +18,9 @@ limits = some.just(0) | some.integers(64 << 10, 1 << 40)
 
 def test_who_asks_for_nothing_gets_the_operators() -> None:
     """Its default, but never more than the bound; where there is neither, no limit."""
-    assert granted(RateSettings(), None) == Rates()
+    assert granted(RateSettings(), None, card=False) == Rates()
     settings = RateSettings(disk_bytes=1 << 20, disk_operations=500, most=MostRates(disk_operations=100, network_bytes=1 << 20))
-    assert granted(settings, AskedRates()) == Rates(disk_bytes=1 << 20, disk_operations=100, network_bytes=1 << 20)
+    assert granted(settings, AskedRates(), card=False) == Rates(disk_bytes=1 << 20, disk_operations=100, network_bytes=1 << 20)
 
 
 @given(usual=limits, most=limits, asked=some.none() | some.integers(0, 1 << 40))
@@ -28,7 +28,7 @@ def test_nobody_gets_more_than_the_bound(usual: int, most: int, asked: int | Non
     """0, no limit, is more than any bound; what is refused is refused with a reason, never changed."""
     settings = RateSettings(disk_bytes=usual, most=MostRates(disk_bytes=most))
     try:
-        got = granted(settings, AskedRates(disk_bytes=asked)).disk_bytes
+        got = granted(settings, AskedRates(disk_bytes=asked), card=False).disk_bytes
     except Invalid:
         assert asked is not None and ((most and not 0 < asked <= most) or 0 < asked < 64 << 10)
         return
@@ -39,7 +39,8 @@ def test_nobody_gets_more_than_the_bound(usual: int, most: int, asked: int | Non
 def test_what_cannot_be_held_to_is_refused() -> None:
     """A limit of the user network; in the configuration, so little that no guest would run."""
     with pytest.raises(Unsupported, match="user network cannot be limited"):
-        granted(RateSettings(), AskedRates(network_bytes=1 << 20))
+        granted(RateSettings(), AskedRates(network_bytes=1 << 20), card=False)
+    assert granted(RateSettings(), AskedRates(network_bytes=1 << 20), card=True).network_bytes == 1 << 20
     for rates in ({"disk_operations": 3}, {"most": {"disk_bytes": 100}}, {"burst_seconds": 0.5}, {"disk_bytes": 1 << 60}):
         with pytest.raises(Invalid, match=r"vmm\.rates"):
             convert({"vmm": {"rates": rates}}, Path("config.toml"))

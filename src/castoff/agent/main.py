@@ -129,7 +129,8 @@ async def _tell_of_limits(config: Config, host: Host, notice: Callable[[str], No
     """Says which of the limits that are configured this host cannot keep."""
     if missing := await asyncio.to_thread(missing_limits, config.vmm.limits, host.store.machines):
         notice(missing)
-    if config.machine.network == "user" and (config.vmm.rates.network_bytes or config.vmm.rates.most.network_bytes):
+    of_network = config.vmm.rates.network_bytes or config.vmm.rates.most.network_bytes
+    if config.agent.network.mode == "user" and config.machine.network == "user" and of_network:
         notice("vmm.rates: network_bytes does not apply: QEMU's user network cannot be limited")
 
 

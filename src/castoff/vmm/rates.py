@@ -69,7 +69,8 @@ class RateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     disk_operations: _Limit = 0
     """Requests a second, likewise; at least 10."""
     network_bytes: _Limit = 0
-    """Bytes a second, in each direction; at least 8 KiB. QEMU's user network cannot be limited: there it does not apply."""
+    """Bytes a second, in each direction; at least 8 KiB. With ``agent.network.mode = bridge``; QEMU's user network cannot be
+    limited: there it does not apply."""
     burst_seconds: Annotated[float, Meta(ge=1, le=3600)] = 1.0
     """How many seconds' worth may come at once after a rest."""
     most: MostRates = MostRates()
@@ -79,19 +80,21 @@ class RateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         _check_least(self)
 
 
-def granted(settings: RateSettings, asked: AskedRates | None) -> Rates:
+def granted(settings: RateSettings, asked: AskedRates | None, *, card: bool) -> Rates:
     """What a machine gets.
 
     Args:
         settings: The operator's.
         asked: The machine's.
+        card: Whether it has a card of its own on the host, whose rate can be limited.
 
     Raises:
         Invalid: It asks for more than it may, or for less than any guest needs.
         Unsupported: It asks for a limit of its network, and there is only the user network, which has none.
     """
-    if asked is not None and asked.network_bytes:
-        raise Unsupported("rates.network_bytes: QEMU's user network cannot be limited", hint="leave it away")
+    if asked is not None and asked.network_bytes and not card:
+        hint = "leave it away, or give machines cards: agent.network.mode = bridge"
+        raise Unsupported("rates.network_bytes: QEMU's user network cannot be limited", hint=hint)
     found = {name: _granted(name, settings, asked) for name in _LEAST}
     return Rates(**found, burst_seconds=settings.burst_seconds)
 

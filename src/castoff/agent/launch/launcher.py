@@ -33,7 +33,7 @@ from castoff.store.durable import fsync_path, replace_file
 from castoff.vmm.channel import GuestChannel, GuestSilent
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.limits import group_of, leave, why_killed
-from castoff.vmm.rates import granted
+from castoff.vmm.rates import Rates, granted
 from castoff.vmm.vmm import PortForward, VmmHandle
 
 __all__ = ["HostLauncher"]
@@ -79,7 +79,10 @@ class HostLauncher:
     def check(self, config: MachineConfig) -> None:
         """See the port."""
         check_config(config, self._allowed)
-        granted(self._host.config.vmm.rates, config.rates)
+        self._rates(config)
+
+    def _rates(self, config: MachineConfig) -> Rates:
+        return granted(self._host.config.vmm.rates, config.rates, card=self._network is not None)
 
     async def resolve(self, image: str) -> str:
         """See the port."""
@@ -132,7 +135,7 @@ class HostLauncher:
                 )
             }
         # A machine that runs since before there was this network has no address until its next start.
-        return {"tap": await self._network.admit(launch)} if launch.address else {}
+        return {"tap": await self._network.admit(launch, self._rates(launch.config))} if launch.address else {}
 
     async def _resume(self, launch: Launch) -> HostRun:
         """The machine, which goes on from its memory.

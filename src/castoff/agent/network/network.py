@@ -16,6 +16,7 @@ from castoff.lifecycle.launcher import Launch
 from castoff.lifecycle.settings import NetworkSettings
 from castoff.machine.model import MachineId
 from castoff.store.builds import uninterrupted
+from castoff.vmm.rates import Rates
 from castoff.vmm.tap import Tap, remove_tap
 
 __all__ = ["HostNetwork", "device_name", "open_network"]
@@ -62,8 +63,12 @@ class HostNetwork:
         await uninterrupted(apply_rules, found._tables())
         return found
 
-    async def admit(self, launch: Launch) -> Tap:
+    async def admit(self, launch: Launch, rates: Rates) -> Tap:
         """Lets a machine in; the tap that its VMM is to have. Machines that come together are let in together.
+
+        Args:
+            launch: The machine.
+            rates: How fast it may be.
 
         Raises:
             Unavailable: The rules cannot be changed.
@@ -79,7 +84,7 @@ class HostNetwork:
             address6=launch.address6,
             gateway6=self.plan.gateway6,
         )
-        member = Member(tap=tap, app=number, ports=launch.ports)
+        member = Member(tap=tap, app=number, ports=launch.ports, rates=rates)
         batch = self._batch
         if batch is None:
             batch = self._batch = _Batch({})
@@ -138,7 +143,8 @@ class HostNetwork:
 
     async def _apply_all(self) -> None:
         members = rules.members_added(self._settings, self._members.values())
-        await uninterrupted(apply_rules, self._tables() + rules.forget_members(self._settings) + members)
+        anew = rules.forget_rates(self._settings) + self._tables() + rules.forget_members(self._settings)
+        await uninterrupted(apply_rules, anew + members)
 
     def _tables(self) -> str:
         plan = self.plan

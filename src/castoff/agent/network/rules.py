@@ -3,7 +3,8 @@
 Two tables, named after the bridge. In the bridge's own, a frame passes only with the addresses of the card that it comes from.
 In the host's, a packet of a machine goes to machines of its app, out, to the host's name server, and nowhere else; nothing
 comes in but answers, and what is published. Members are elements of sets and maps, so that one comes and goes without a
-change of rules, and rules change without a moment in which there are none.
+change of rules, and rules change without a moment in which there are none. What a machine sends and gets beyond its rate is
+dropped, which TCP takes for a narrow link.
 
 The host tells no machine of a shorter way to another (IPv6 has no setting for that, and IPv4 one for all cards): there is
 none. What is published is for others than machines: where the kernel shows bridged packets to IP's rules, as container
@@ -15,11 +16,12 @@ Source: nftables, nft(8).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from castoff.lifecycle.ports import Published
 from castoff.lifecycle.settings import NetworkSettings
+from castoff.vmm.rates import Rates
 from castoff.vmm.tap import Tap
 
 __all__ = ["Member", "forget_members", "members_added", "members_removed", "tables"]
@@ -33,11 +35,13 @@ class Member:
         tap: Its tap.
         app: The number of its app: 1 and more.
         ports: Of the host, that lead to it.
+        rates: Of which its card's counts here.
     """
 
     tap: Tap
     app: int
     ports: tuple[Published, ...] = ()
+    rates: Rates = field(default_factory=Rates)
 
     @property
     def address(self) -> str:
@@ -45,8 +49,10 @@ class Member:
         return self.tap.address.partition("/")[0]
 
 
+_LEAST_BURST: Final = 128 << 10
+"""Bytes: packets that the host sends come to the card in bundles of up to 64 KiB."""
 _SETS: Final = {
-    "bridge": ("taps", "cards", "addresses", "addresses6"),
+    "bridge": ("taps", "cards", "addresses", "addresses6", "rates_from", "rates_to"),
     "inet": ("apps", "apps6", "members", "members6", "published"),
 }
 _BRIDGE: Final = """
@@ -55,9 +61,15 @@ add set bridge {name} taps {{ type ifname; }}
 add set bridge {name} cards {{ type ifname . ether_addr; }}
 add set bridge {name} addresses {{ type ifname . ipv4_addr; }}
 add set bridge {name} addresses6 {{ type ifname . ipv6_addr; }}
+add map bridge {name} rates_from {{ type ifname : limit; }}
+add map bridge {name} rates_to {{ type ifname : limit; }}
+add chain bridge {name} to_machine {{ type filter hook postrouting priority 300; policy accept; }}
 add chain bridge {name} from_machine {{ type filter hook prerouting priority -300; policy accept; }}
 flush chain bridge {name} from_machine
+flush chain bridge {name} to_machine
+add rule bridge {name} to_machine limit name oifname map @rates_to drop
 add rule bridge {name} from_machine iifname != @taps accept
+add rule bridge {name} from_machine limit name iifname map @rates_from drop
 add rule bridge {name} from_machine iifname . ether saddr != @cards drop
 add rule bridge {name} from_machine ether type ip iifname . ip saddr == @addresses accept
 add rule bridge {name} from_machine ether type ip6 iifname . ip6 saddr == @addresses6 accept
@@ -126,21 +138,44 @@ def tables(settings: NetworkSettings, *, ipv4: str, ipv6: str, gateway: str, gat
 
 def members_added(settings: NetworkSettings, members: Iterable[Member]) -> str:
     """Lets members' packets pass."""
-    return _change("add", settings, members)
+    members = list(members)
+    limits = [
+        f"add limit bridge {settings.bridge} {name} {{ rate over {rate} bytes/second burst {burst} bytes; }}\n"
+        for member in members
+        for name, rate, burst in _limits(member)
+    ]
+    return "".join(limits) + _change("add", settings, members)
 
 
 def members_removed(settings: NetworkSettings, members: Iterable[Member]) -> str:
     """The opposite; each must be there."""
-    return _change("delete", settings, members)
+    members = list(members)
+    limits = [f"delete limit bridge {settings.bridge} {name}\n" for member in members for name, _, _ in _limits(member)]
+    return _change("delete", settings, members) + "".join(limits)
+
+
+def forget_rates(settings: NetworkSettings) -> str:
+    """No rates are left: nftables cannot flush them, so their table goes, for the transaction that makes it anew."""
+    return f"add table bridge {settings.bridge}\ndelete table bridge {settings.bridge}\n"
+
+
+def _limits(member: Member) -> list[tuple[str, int, int]]:
+    """A member's limits: each one's name, bytes a second, and bytes that may come at once."""
+    rate = member.rates.network_bytes
+    burst = max(_LEAST_BURST, int(rate * member.rates.burst_seconds))
+    return [(f"{member.tap.device}_{way}", rate, burst) for way in ("from", "to")] if rate else []
 
 
 def forget_members(settings: NetworkSettings) -> str:
     """Nobody's packets pass: for the transaction that adds those that there are."""
     return "".join(
-        f"flush {'map' if name in ('apps', 'apps6', 'published') else 'set'} {family} {settings.bridge} {name}\n"
+        f"flush {'map' if name in _MAPS else 'set'} {family} {settings.bridge} {name}\n"
         for family, names in _SETS.items()
         for name in names
     )
+
+
+_MAPS: Final = {"apps", "apps6", "published", "rates_from", "rates_to"}
 
 
 def _change(verb: str, settings: NetworkSettings, members: Iterable[Member]) -> str:
@@ -161,6 +196,8 @@ def _elements(member: Member, hosts: Sequence[str]) -> dict[tuple[str, str], lis
         ("bridge", "taps"): [f'"{tap.device}"'],
         ("bridge", "cards"): [f'"{tap.device}" . {tap.mac}'],
         ("bridge", "addresses"): [f'"{tap.device}" . {own}'],
+        ("bridge", "rates_from"): [f'"{tap.device}" : "{name}"' for name, _, _ in _limits(member)[:1]],
+        ("bridge", "rates_to"): [f'"{tap.device}" : "{name}"' for name, _, _ in _limits(member)[1:]],
         ("inet", "apps"): [f"{own} : {app}"],
         ("inet", "members"): [f"{own} . {app}"],
         ("inet", "published"): [
