@@ -332,6 +332,7 @@ class Connection:
             self._notice(f"this host is cut off from its fleet and goes on alone: {why}")
 
     async def _end(self) -> None:
+        self._told_cut_off = True  # by its own will: no news
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
