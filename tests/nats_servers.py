@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,16 @@ class NatsServer:
     def kill(self) -> None:
         """SIGKILL."""
         self._end(kill=True)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It stands still for the block: connections stay open, and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def _end(self, *, kill: bool) -> None:
         process, self._process = self._process, None

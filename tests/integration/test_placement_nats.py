@@ -11,11 +11,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from nats.aio.msg import Msg
 
 from castoff.errors import CastoffError, Unavailable
-from castoff.fleet.connection import Connection
+from castoff.fleet.connection import Connection, Handler
 from castoff.fleet.members import Members
-from castoff.fleet.offers import Offer, Question
+from castoff.fleet.offers import Offer, Over, Question
 from castoff.fleet.placement import PROMISED, Placement
 from castoff.fleet.record import HostRecord
 from castoff.fleet.reservations import Capacity, Reservations, Wanted
@@ -40,6 +41,7 @@ class Host:
     share: float = 0.0
     machines: dict[str, Wanted] = field(default_factory=dict)
     skipped: float = 0.0
+    asked: int = 0
     placement: Placement = field(init=False)
     members: Members = field(init=False)
     connection: Connection = field(init=False)
@@ -69,12 +71,30 @@ class Host:
         return True
 
 
+def _slow(lag: float) -> type[Connection]:
+    """A connection of a host that takes ``lag`` seconds for everything it hears."""
+
+    class Slow(Connection):
+        async def _answer(self, message: Msg, handler: Handler) -> None:
+            await asyncio.sleep(lag)
+            await super()._answer(message, handler)
+
+    return Slow if lag else Connection
+
+
 @contextlib.asynccontextmanager
-async def joined(url: str, number: int, *, cpus: int = 4, share: float = 0.0, region: str = "fra") -> AsyncIterator[Host]:
+async def joined(
+    url: str, number: int, *, cpus: int = 4, share: float = 0.0, region: str = "fra", lag: float = 0.0
+) -> AsyncIterator[Host]:
     host = Host(f"{number:016x}", Capacity(cpus, 1 << 20), share)
     record = HostRecord(id=host.id, name=f"host-{number}", region=region)
+
+    def shared(question: Question) -> tuple[float, int]:
+        host.asked += 1
+        return host.share, 0
+
     async with contextlib.AsyncExitStack() as stack:
-        host.connection = await stack.enter_async_context(Connection.open(FleetSettings(urls=(url,), host=record.name)))
+        host.connection = await stack.enter_async_context(_slow(lag).open(FleetSettings(urls=(url,), host=record.name)))
         host.members = await stack.enter_async_context(Members.open(host.connection, lambda: record, beat=0.5))
         host.placement = await stack.enter_async_context(
             Placement.open(
@@ -83,7 +103,7 @@ async def joined(url: str, number: int, *, cpus: int = 4, share: float = 0.0, re
                 region=region,
                 total=host.total,
                 reservations=Reservations(host.total, lambda: host.machines, clock=host.now),
-                share=lambda question: (host.share, 0),
+                share=shared,
             )
         )
         yield host
@@ -135,10 +155,11 @@ async def test_two_hundred_at_once_fill_what_there_is(server: NatsServer) -> Non
         by_id = {host.id: host for host in hosts}
 
         async def create(number: int) -> bool:
-            asker = hosts[number % 3].placement
-            offers = await asker.ask("image", (), ONE, "fra")
-            made = next((offer for offer in offers if by_id[offer.host].make(offer, f"m{number}")), None)
-            await asker.release([offer for offer in offers if offer is not made])
+            asker, made = hosts[number % 3].placement, None
+            while made is None and any(host.total.cpus > len(host.machines) for host in hosts):
+                offers = await asker.ask("image", (), ONE, "fra")
+                made = next((offer for offer in offers if by_id[offer.host].make(offer, f"m{number}")), None)
+                await asker.release([offer for offer in offers if offer is not made])
             return made is not None
 
         made = await asyncio.gather(*map(create, range(200)))
@@ -146,6 +167,42 @@ async def test_two_hundred_at_once_fill_what_there_is(server: NatsServer) -> Non
         assert len(machines) == len(set(machines)) == sum(made)
         assert [len(host.machines) for host in hosts] == [20, 10, 30]
         await becomes(lambda: all(host.promised == 0 for host in hosts), 5)
+
+
+async def test_a_late_offer_is_nobodys(server: NatsServer) -> None:
+    """A host that answers after whoever asked had heard enough is told so: its room is not kept for the time of a promise."""
+    async with fleet(server, {"share": 1.0}, {"lag": 0.2}, {"lag": 0.2}) as hosts:
+        offers = await hosts[0].placement.ask("image", (), ONE, "")
+        assert [offer.host for offer in offers] == [hosts[0].id]
+        assert hosts[0].make(offers[0], "m")
+        await becomes(lambda: hosts[1].asked == hosts[2].asked == 1)
+        await becomes(lambda: all(host.promised == 0 for host in hosts), 5)
+
+
+async def test_whoever_asks_goes_away(server: NatsServer) -> None:
+    """A client that hangs up while offers come in leaves none of them behind."""
+    async with fleet(server, {}, {"region": "fra"}, {}) as hosts:
+        for _ in range(20):
+            asking = asyncio.create_task(hosts[0].placement.ask("image", (), ONE, ""))
+            await asyncio.sleep(0.001)
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await hosts[0].placement.release(await asking)
+        await becomes(lambda: all(host.promised == 0 for host in hosts), 5)
+
+
+async def test_what_is_heard_twice_is_promised_once(server: NatsServer) -> None:
+    """A question that NATS brings again keeps no room of its own."""
+    async with fleet(server, {}) as hosts:
+        question = msgspec.json.encode(Question(id="a" * 16, image="image", wanted=ONE))
+        place = hosts[0].connection.subject("place", b"fra".hex())
+        for _ in range(3):
+            await hosts[0].connection.tell(place, question)
+        await becomes(lambda: hosts[0].promised == 1)
+        await asyncio.sleep(0.1)
+        assert hosts[0].promised == 1
+        await hosts[0].connection.tell(place, msgspec.json.encode(Over(question="a" * 16)))
+        await becomes(lambda: hosts[0].promised == 0)
 
 
 async def test_whoever_asks_dies(server: NatsServer) -> None:
@@ -174,7 +231,7 @@ async def test_nats_dies_between_offer_and_release(server: NatsServer) -> None:
             host.skipped = PROMISED + 1
         assert sorted(host.free for host in hosts) == [3, 4]
         server.start()
-        await becomes(lambda: all(len(host.members.alive()) == 2 for host in hosts))
+        await becomes(lambda: all(host.connection.is_connected and len(host.members.alive()) == 2 for host in hosts))
         assert len(await hosts[1].placement.ask("image", (), ONE, "")) == 2
 
 

@@ -12,13 +12,13 @@ from castoff.errors import Invalid
 from castoff.fleet.record import HostId
 from castoff.fleet.reservations import Wanted
 
-__all__ = ["Offer", "Question", "ranked", "read_offer", "read_question"]
+__all__ = ["Offer", "Over", "Question", "promise_id", "ranked", "read_offer", "read_question"]
 
 _Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 _Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class Question(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", tag="question"):
     """Who has room for a machine?"""
 
     id: _Id
@@ -26,6 +26,14 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     layers: Annotated[tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")], ...], msgspec.Meta(max_length=512)] = ()
     """The diffIDs of its layers, as far as whoever asks knows them."""
     wanted: Wanted = Wanted()
+
+
+class Over(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", tag="over"):
+    """A question's end: whoever asked listens no more. It goes the question's own way, so that no host hears it sooner."""
+
+    question: _Id
+    heard: Annotated[tuple[HostId, ...], msgspec.Meta(max_length=10_000)] = ()
+    """The hosts whose offers came in time; the others' are nobody's."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,12 +52,17 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """How much of the host is free: of processors or memory, whichever is less."""
 
 
-_questions, _offers = msgspec.json.Decoder(Question), msgspec.json.Decoder(Offer)
-_MOST_BYTES = 64 << 10
+_questions, _offers = msgspec.json.Decoder(Question | Over), msgspec.json.Decoder(Offer)
+_MOST_BYTES = 256 << 10
 
 
-def read_question(data: bytes) -> Question:
-    """What was asked.
+def promise_id(question: str, host: str) -> str:
+    """The id of what a host promises for a question: the same however often it hears it."""
+    return hashlib.blake2b(f"{question} {host}".encode(), digest_size=8).hexdigest()
+
+
+def read_question(data: bytes) -> Question | Over:
+    """What was asked, or that it is over.
 
     Raises:
         Invalid: It is no question.

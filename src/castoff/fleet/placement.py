@@ -21,7 +21,7 @@ import msgspec
 from castoff.errors import CastoffError, Invalid, Unavailable
 from castoff.fleet.connection import Connection
 from castoff.fleet.members import Members
-from castoff.fleet.offers import Offer, Question, ranked, read_offer, read_question
+from castoff.fleet.offers import Offer, Over, Question, promise_id, ranked, read_offer, read_question
 from castoff.fleet.reservations import Capacity, Reservations, Wanted
 from castoff.fleet.settings import subject_word
 
@@ -103,9 +103,9 @@ class Placement:
         hosts = {member.record.id for member in self._members.alive() if member.record.region == region}
         if not hosts:
             raise Unavailable(f"no host of region {region[:40]!r} is there", hint="`castoff fleet hosts` lists regions and hosts")
-        question = Question(id=secrets.token_hex(8), image=image[:1024], layers=layers, wanted=wanted)
         end = time.monotonic() + _BUSY
         while True:
+            question = Question(id=secrets.token_hex(8), image=image[:1024], layers=layers, wanted=wanted)
             offers = await self._asked_once(question, region, hosts)
             found = ranked(question, offers)
             if found or time.monotonic() >= end or not any(offer.busy for offer in offers):
@@ -123,14 +123,22 @@ class Placement:
                 return _BEST
             return _ENOUGH if offers else _LONGEST
 
-        answers = self._connection.ask_all(self._place(region), msgspec.json.encode(question), within=_LONGEST, patience=patience)
-        async with aclosing(answers):
-            async for data in answers:
-                with contextlib.suppress(Invalid):  # a host of another version: as if it had no room
-                    offer = read_offer(data)
-                    if offer.host in hosts:
-                        heard.setdefault(offer.host, offer)
-        return list(heard.values())
+        place = self._place(region)
+        answers = self._connection.ask_all(place, msgspec.json.encode(question), within=_LONGEST, patience=patience)
+        used: tuple[str, ...] = ()
+        try:
+            async with aclosing(answers):
+                async for data in answers:
+                    with contextlib.suppress(Invalid):  # a host of another version: as if it had no room
+                        offer = read_offer(data)
+                        if offer.host in hosts:
+                            heard.setdefault(offer.host, offer)
+            used = tuple(heard)
+            return list(heard.values())
+        finally:
+            if len(used) < len(hosts):  # some answer later, or whoever asked went away
+                with contextlib.suppress(CastoffError):
+                    await self._connection.tell(place, msgspec.json.encode(Over(question=question.id, heard=used)))
 
     async def release(self, offers: list[Offer]) -> None:
         """Gives promises back that are not used; what is not heard ends by its time."""
@@ -149,13 +157,18 @@ class Placement:
             question = read_question(data)
         except Invalid:
             return None
+        own = self._members.own
+        if isinstance(question, Over):
+            if own not in question.heard:
+                self.reservations.release(promise_id(question.question, own))
+            return None
         free = self.reservations.free()
-        promise = self.reservations.promise(question.wanted, PROMISED)
+        promise = self.reservations.promise(question.wanted, PROMISED, promise_id(question.id, own))
         if promise is None:
-            offer = Offer(host=self._members.own, busy=self.reservations.fits_later(question.wanted))
+            offer = Offer(host=own, busy=self.reservations.fits_later(question.wanted))
         else:
             share, near = self._share(question)
-            offer = Offer(host=self._members.own, promise=promise, share=share, near=near, free=_fraction(free, self._total))
+            offer = Offer(host=own, promise=promise, share=share, near=near, free=_fraction(free, self._total))
         return msgspec.json.encode(offer)
 
     async def _release(self, data: bytes) -> bytes | None:

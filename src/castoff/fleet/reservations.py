@@ -94,15 +94,23 @@ class Reservations:
                 left = left.beside(promise.wanted)
         return left.without(wanted).is_room
 
-    def promise(self, wanted: Wanted, seconds: float) -> str | None:
+    def promise(self, wanted: Wanted, seconds: float, identity: str = "") -> str | None:
         """Keeps room for a machine for some seconds; None where there is none.
+
+        Args:
+            wanted: How much.
+            seconds: For how long.
+            identity: The promise's id, where it has one already: what is asked twice is promised once. Empty: a new one.
 
         Returns:
             The promise's id.
         """
-        if not self.free().without(wanted).is_room:
+        free = self.free()
+        if identity in self._promises:
+            return None if self._promises[identity].machine else identity
+        if not free.without(wanted).is_room:
             return None
-        identity = secrets.token_hex(8)
+        identity = identity or secrets.token_hex(8)
         self._promises[identity] = _Promise(wanted, self._clock() + seconds)
         return identity
 
