@@ -122,3 +122,22 @@ async def test_slow_and_broken_connections_end(monkeypatch: pytest.MonkeyPatch) 
             assert await asyncio.wait_for(reader.read(), 5) == b""
             writer.close()
         assert await ask(port, "a.internal") == (0, {MINE, "10.0.0.3"})
+
+
+async def test_a_machine_that_floods_harms_itself() -> None:
+    """Of a thousand questions in a moment few are looked at, and others are answered meanwhile."""
+    looks = 0
+
+    def counted() -> list[Machine]:
+        nonlocal looks
+        looks += 1
+        return machines()
+
+    names = Names(counted, [])
+    let = sum(names.lets("10.0.0.3") for _ in range(1000))
+    assert 200 <= let < 400
+    assert names.lets(MINE)
+    query = dns.message.make_query("a.internal", "A").to_wire()
+    for _ in range(50):
+        assert await names.answer(query, MINE) is not None
+    assert looks < 10

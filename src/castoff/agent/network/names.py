@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
+from castoff.api.limits import Rates
 from castoff.errors import Conflict
 from castoff.lifecycle.model import Machine
 from castoff.lifecycle.states import State
@@ -40,6 +42,11 @@ _SECONDS: Final = 3.0
 """For an answer of another server; and for a question over TCP to be there."""
 _CONNECTIONS: Final = 64
 """Over TCP at once."""
+_A_SECOND: Final = 50.0
+_BURST: Final = 200
+"""Questions of one machine; more are dropped before they are read."""
+_FRESH: Final = 0.25
+"""Seconds for which one look at all machines serves."""
 
 
 class Names:
@@ -56,6 +63,14 @@ class Names:
         self._resolvers = tuple(resolvers)
         self._port = port
         self._free = asyncio.Semaphore(_AT_ONCE)
+        self._rates = Rates(_A_SECOND, _BURST)
+        self._asking: dict[str, Machine] = {}
+        self._of_app: dict[str, list[Machine]] = {}
+        self._looked = float("-inf")
+
+    def lets(self, client: str) -> bool:
+        """Whether a machine may ask now: one that floods the server takes nobody's time but its own."""
+        return not self._rates.take(client)
 
     async def answer(self, question: bytes, client: str, *, tcp: bool = False) -> bytes | None:
         """The answer to a message; None: it gets none.
@@ -102,11 +117,11 @@ class Names:
     def _named(self, name: dns.name.Name, client: str) -> list[Machine] | None:
         """The machines that a name means; None: it means nothing."""
         labels = [label.decode("ascii", "replace").lower() for label in name.relativize(_ZONE).labels]
-        reachable = [machine for machine in self._machines() if machine.address and machine.state == State.STARTED]
-        asking = next((machine for machine in reachable if client in (machine.address, machine.address6)), None)
+        self._look()
+        asking = self._asking.get(client)
         if asking is None or not labels or labels[-1] != asking.app:
             return None
-        same = [machine for machine in reachable if machine.app == asking.app]
+        same = self._of_app[asking.app]
         match labels:
             case [_]:
                 return [machine for machine in same if not machine.cordoned]
@@ -114,6 +129,20 @@ class Names:
                 return [machine for machine in same if machine.id == id] or None
             case _:
                 return None
+
+    def _look(self) -> None:
+        """Looks at all machines, not for each question of each of them."""
+        now = time.monotonic()
+        if now - self._looked < _FRESH:
+            return
+        self._looked = now
+        self._asking, self._of_app = {}, {}
+        for machine in self._machines():
+            if machine.address and machine.state == State.STARTED:
+                self._asking[machine.address] = machine
+                if machine.address6:
+                    self._asking[machine.address6] = machine
+                self._of_app.setdefault(machine.app, []).append(machine)
 
     async def _others(self, question: bytes, query: dns.message.Message, tcp: bool) -> bytes:
         for resolver in self._resolvers:
@@ -179,7 +208,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """A question; one too many is dropped."""
-        if len(data) <= _UDP_BYTES and len(self._tasks) < 2 * _AT_ONCE:
+        if len(data) <= _UDP_BYTES and len(self._tasks) < 2 * _AT_ONCE and self._names.lets(addr[0]):
             task = asyncio.create_task(self._answer(data, addr))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -198,6 +227,8 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 async def _converse(names: Names, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     client = str(writer.get_extra_info("peername")[0])
+    if not names.lets(client):
+        return
     question = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
     answer = await names.answer(question, client, tcp=True)
     if answer is not None:
