@@ -151,7 +151,25 @@ def test_what_an_agent_refuses(state: Castoff, tmp_path: Path) -> None:
         done = Castoff(state.state, state.image, config)("agent", "check-config")
         assert done.returncode != 0
         assert error in done.stderr
-    assert state.json("agent", "check-config")["tls"] is False
+
+
+def test_what_stands_in_an_agents_way(state: Castoff, tmp_path: Path) -> None:
+    """The port that another program has, a state that is no directory; one that runs already is told of."""
+    config, file = tmp_path / "agent.toml", tmp_path / "file"
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        config.write_text(f'[agent]\nlisten = "127.0.0.1:{other.getsockname()[1]}"\n')
+        configured = Castoff(state.state, state.image, config)
+        taken = configured("agent", "check-config")
+        assert (taken.returncode != 0, b"is another program there?" in taken.stderr) == (True, True)
+    answer = configured.json("agent", "check-config")
+    assert (answer["tls"], answer["running"]) == (False, False)
+    file.touch()
+    done = Castoff(file / "state", state.image, config)("agent", "check-config")
+    assert (done.returncode != 0, b"is no directory" in done.stderr) == (True, True)
+    with agent(configured):
+        assert configured.json("agent", "check-config")["running"] is True
 
 
 async def test_kills_under_load_lose_nothing_that_was_acknowledged(state: Castoff) -> None:

@@ -11,11 +11,11 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from castoff.errors import Conflict, Invalid, Unavailable
+from castoff.errors import Conflict, Invalid, Unauthorized, Unavailable
 from castoff.lifecycle.settings import AgentSettings
 from castoff.vmm.sockets import listen_unix
 
-__all__ = ["SOCKET", "agent_directory", "alone", "bind", "bind_tcp", "parse_listen", "tls_context"]
+__all__ = ["SOCKET", "agent_directory", "alone", "bind", "bind_tcp", "check_place", "parse_listen", "tls_context"]
 
 SOCKET = "agent.sock"
 
@@ -135,6 +135,34 @@ def bind_tcp(name: str, listen: str, *, secured: bool) -> socket.socket:
             hint="set peers.certificate, peers.key and peers.authority",
         )
     return _bound(name, host, port)
+
+
+def check_place(settings: AgentSettings, state: Path) -> bool:
+    """Looks at whether an agent could be started here, and starts none. Blocks.
+
+    Returns:
+        Whether one runs there already; its port is its own then, and not looked at.
+
+    Raises:
+        Unavailable: The port is taken, or the address is not this host's.
+        Invalid: As :func:`parse_listen`.
+        Unauthorized: This user may not write to the state directory, or not make it.
+    """
+    there = next(path for path in (state, *state.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is no directory" if not there.is_dir() else "cannot be written to by this user"
+        raise Unauthorized(f"state {state}: {there} {what}", hint="give it to the agent's user, or name another with --state")
+    try:
+        with alone(state / "agent"):
+            pass
+    except FileNotFoundError:
+        pass  # no agent was ever here
+    except Conflict:
+        return True
+    where = parse_listen(settings)
+    if where is not None:
+        _bound("agent.listen", *where).close()
+    return False
 
 
 def _bound(name: str, host: str, port: int) -> socket.socket:

@@ -41,8 +41,8 @@ def command(context: click.Context, discard_unknown: bool, urls: tuple[str, ...]
 @command.command("check-config")
 @click.pass_obj
 def check_config(shared: Globals) -> None:
-    """Check the agent's configuration: its settings, its TLS files, its address. Starts nothing."""
-    from castoff.agent.listen import parse_listen, tls_context
+    """Check the agent's configuration: its settings, its TLS files, its address and port, its state directory. Starts nothing."""
+    from castoff.agent.listen import check_place, parse_listen, tls_context
     from castoff.agent.tracing import check_endpoint
     from castoff.errors import Invalid
     from castoff.fleet.settings import check_fleet
@@ -56,8 +56,10 @@ def check_config(shared: Globals) -> None:
     for directory in config.agent.rootfs_directories:
         if not directory.is_absolute() or not directory.is_dir():
             raise Invalid(f"agent.rootfs_directories: {directory} is not the absolute path of a directory")
-    answer = {"state": str(config.state), "listen": config.agent.listen, "tls": tls is not None}
-    shared.answer(answer, lambda: f"the configuration is good: state {config.state}, {_place(where)}{' with TLS' if tls else ''}")
+    runs = check_place(config.agent, config.state)
+    answer = {"state": str(config.state), "listen": config.agent.listen, "tls": tls is not None, "running": runs}
+    place = f"{_place(where)}{' with TLS' if tls else ''}{'; an agent runs there' if runs else ''}"
+    shared.answer(answer, lambda: f"the configuration is good: state {config.state}, {place}")
 
 
 def _place(where: tuple[str, int] | None) -> str:
