@@ -6,15 +6,20 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 
-from castoff.errors import Unavailable
+from castoff.agent.fleet.attempt import Attempt
+from castoff.agent.fleet.pace import local_time
+from castoff.errors import NoSpace, Unavailable
 from castoff.fleet.orders import Order, OrderState, Part, PartState, encode, new_order
-from fleet_hosts import FleetHost, fleet_host
+from castoff.fleet.record import HostRecord
+from fleet_hosts import PACE, TTL, FleetHost, fleet_host
 from hostile_registry import HostileRegistry
 from nats_servers import NatsServer, nats_server
 from oci_builder import Blob, BuiltImage, LayerTar, build_image
@@ -254,6 +259,24 @@ async def _is_generation(host: FleetHost, order: Order, generation: int) -> bool
     return all((part.generation, part.state) == (generation, PartState.DONE) for part in parts)
 
 
+async def test_a_standing_order_for_two_hosts_stays_on_them(host: Host, registry: HostileRegistry) -> None:
+    """Whose part it is does not change with what the tag means."""
+    old, new = image(15), image(16)
+    registry.add("app", old, tag="prod")
+    hosts = [await host(n) for n in range(4)]
+    order = await give(hosts[0], f"{registry.host}/app:prod", hosts="2", keep=True)
+
+    async def two_have(layers: int) -> bool:
+        return sorted(len(one.segments) for one in hosts) == [0, 0, layers, layers]
+
+    await eventually(lambda: two_have(1))
+    registry.add("app", new, tag="prod")
+    await eventually(lambda: two_have(2))
+    await asyncio.sleep(TTL + 0.5)
+    assert await two_have(2)
+    assert len(await states(hosts[0], order)) == 2
+
+
 async def test_its_hours_are_those_of_the_host_s_clock(host: Host, registry: HostileRegistry) -> None:
     """Outside of them it waits, and says until when and by which clock; when they end in mid-work it stops: no failure."""
     built = image(11)
@@ -302,8 +325,8 @@ async def test_a_broken_layer_ends_the_order_at_one_host_s_cost(host: Host, regi
     assert sent(registry, built) == 1
 
 
-async def test_an_attempt_that_fails_is_made_again_and_not_for_ever(host: Host, registry: HostileRegistry) -> None:
-    """A registry that gives no layer: five attempts, each after a longer pause, then the host's part has failed."""
+async def test_a_host_that_the_registry_refuses_has_failed_at_once(host: Host, registry: HostileRegistry) -> None:
+    """Another attempt would be refused as well; the order is open to hosts with other credentials."""
     built = image(12)
     registry.add("app", built)
     layer = built.layers[0].digest
@@ -316,7 +339,8 @@ async def test_an_attempt_that_fails_is_made_again_and_not_for_ever(host: Host, 
     order = await give(one, f"{registry.host}/app")
     part = await part_of(one, order, one, lambda part: part.state is PartState.FAILED)
     assert part.reason
-    assert part.attempts <= 5
+    assert part.attempts == 1
+    assert (await one.book.order(order.id)).state is OrderState.OPEN
 
 
 async def test_a_part_that_killed_its_host_five_times_is_left(host: Host, registry: HostileRegistry) -> None:
@@ -329,6 +353,28 @@ async def test_a_part_that_killed_its_host_five_times_is_left(host: Host, regist
     left = await part_of(one, order, victim, lambda part: part.state is PartState.FAILED)
     assert "each of 5 attempts" in left.reason
     assert not victim.segments
+
+
+async def test_a_mistake_of_our_own_ends_like_any_failure(host: Host, registry: HostileRegistry) -> None:
+    """What no code foresaw is tried as often as the rest, and told; so is what the disk has no room for."""
+    one = await host(0, labels={"no": "work"})
+    order = await give(one, f"{registry.host}/app", hosts="host=nobody")
+    opened = msgspec.structs.replace(order, state=OrderState.OPEN, digests=(f"sha256:{'a' * 64}",))
+
+    for number, error in enumerate((ValueError("no code foresaw this"), NoSpace("the disk", needed=2, available=1)), start=1):
+        attempts = 0
+
+        async def make(image: str, order: Order, error: Exception = error) -> None:
+            nonlocal attempts
+            attempts += 1
+            raise error
+
+        me = HostRecord(id=f"{number:016x}", name="broken", region="fra")
+        pace = replace(PACE, back_off=0.001)
+        attempt = Attempt(one.book, opened, me, make, pace, local_time, asyncio.Semaphore(1))
+        part = await attempt.run()
+        assert (part.state, part.attempts, attempts) == (PartState.FAILED, 5, 5)
+        assert str(error).split(";")[0] in part.reason
 
 
 _FOREIGN = {"id": "0123456789ab", "images": ["app"], "shell": "rm -rf /"}

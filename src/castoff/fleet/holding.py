@@ -88,14 +88,18 @@ class Holding:
             return await self._cells.put(self._key, msgspec.json.encode(last), self._claim.revision) is not None
 
     @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Renews the lease, which is held, during the block; it is given back at its end, unless it was ended otherwise."""
+    async def kept(self, *, gives_back: bool = True) -> AsyncIterator[None]:
+        """Renews the lease, which is held, during the block.
+
+        Args:
+            gives_back: It is free at the block's end, unless it was ended otherwise; else it runs out if nobody goes on with it.
+        """
         keeping = asyncio.create_task(self._keep())
         try:
             yield
         finally:
             await end(keeping)
-            if self.is_held:
+            if gives_back and self.is_held:
                 with contextlib.suppress(Unavailable):  # it runs out by itself
                     await self.end(LeaseState.FREE)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from castoff.agent.fleet.pace import Pace
-from castoff.errors import CastoffError, Code, DigestMismatch, Invalid, NotFound, Unavailable
+from castoff.errors import CastoffError, Code, DigestMismatch, Internal, Invalid, NotFound, Unavailable
 from castoff.fleet.connection import end
 from castoff.fleet.orderbook import OrderBook
 from castoff.fleet.orders import Order, OrderState, Part, PartState, failed, pinned
@@ -127,6 +127,9 @@ class Attempt:
             except CastoffError as error:
                 await end(telling)
                 wait = await self._failed(error)
+            except Exception as error:  # a mistake of castoff's own must not make an order that is tried for ever, or never ends
+                await end(telling)
+                wait = await self._failed(Internal(f"{type(error).__name__}: {error}", hint="please report it"))
             else:
                 await end(telling)
                 await self._tell(state=PartState.DONE, reason="", code="")
@@ -154,7 +157,8 @@ class Attempt:
         for_good = self._part.attempts >= MOST_ATTEMPTS or error.code in (Code.UNSUPPORTED, Code.UNAUTHORIZED)
         if isinstance(error, Invalid | NotFound) and not (isinstance(error, DigestMismatch) and self._part.attempts < 2):
             for_good = True
-            await self._book.change(self._order.id, self._ended(error))
+            with contextlib.suppress(NotFound, Invalid):  # the order is gone, or was written over: it is over as well
+                await self._book.change(self._order.id, self._ended(error))
         await self._tell(state=PartState.FAILED if for_good else PartState.WAITING, reason=told, code=error.code.value)
         wait = self._pace.back_off * 2 ** (self._part.attempts - 1)
         return 0.0 if for_good else random.uniform(0.5, 1.0) * min(wait, _LONGEST_BACK_OFF)

@@ -33,6 +33,7 @@ Look: TypeAlias = Callable[[str, Order], Coroutine[Any, Any, str]]
 _TRIES: Final = 5
 _LOOK_TIMEOUT: Final = 60.0
 _MOST_AT_ONCE: Final = 8
+"""Images that are looked at."""
 
 
 class Lead:
@@ -117,8 +118,7 @@ class Lead:
 
     async def _work(self, order: Order) -> None:
         try:
-            async with self._turns:
-                await self._look_at(order)
+            await self._look_at(order)
         except Unavailable as error:
             self._notice(f"order {order.id} is looked at again: {error.what}")
         except CastoffError as error:
@@ -136,13 +136,17 @@ class Lead:
     async def _look_at(self, order: Order) -> None:
         try:
             async with asyncio.timeout(_LOOK_TIMEOUT):
-                digests = tuple(await together(self._look(image, order) for image in order.images))
+                digests = tuple(await together(self._look_in_turn(image, order) for image in order.images))
         except TimeoutError:
             await self._failed(order, Unavailable(f"what its images are was not found in {_LOOK_TIMEOUT:.0f} s"))
         except CastoffError as error:
             await self._failed(order, error)
         else:
             await self._book.change(order.id, lambda now: _found(now, digests))
+
+    async def _look_in_turn(self, image: str, order: Order) -> str:
+        async with self._turns:
+            return await self._look(image, order)
 
     async def _failed(self, order: Order, error: CastoffError) -> None:
         for_good = isinstance(error, Invalid | NotFound) or order.tries + 1 >= _TRIES

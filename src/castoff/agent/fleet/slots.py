@@ -79,7 +79,7 @@ class Slots:
 
     async def _held(self, holding: Holding, run: Callable[[], Awaitable[Part]]) -> bool:
         """Works while the slot is held; whether there is nothing more to do."""
-        async with holding.kept():
+        async with holding.kept(gives_back=False):  # an agent that is started again goes on with it
             working = asyncio.ensure_future(run())
             losing = asyncio.create_task(holding.lost.wait())
             try:
@@ -88,7 +88,9 @@ class Slots:
                     self._holdings = {name: self._holding(name) for name in self._names}
                     return False
                 part = working.result()
-                if part.state is PartState.DONE and not self._order.keep:
+                if part.state is not PartState.DONE:
+                    await holding.end(LeaseState.FREE)
+                elif not self._order.keep:
                     await holding.end(LeaseState.DONE)
                 return True
             finally:
