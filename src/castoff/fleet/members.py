@@ -26,6 +26,7 @@ BEAT: Final = 2.0
 """Seconds between two beats."""
 _SILENCE: Final = 4
 """Beats that a host may be silent."""
+_LATE: Final = 2
 _MOST_HOSTS: Final = 10_000
 _MOST_BYTES: Final = 64 << 20
 """Of all records: servers set so much of their memory aside."""
@@ -103,6 +104,12 @@ class Members:
     def is_cut_off(self) -> bool:
         """Whether this host's own beats do not come back."""
         return self.find(self.own) is None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether this host may have been cut off just now: its last beat is late, and the silence of others says nothing."""
+        own = self._known.get(self.own)
+        return own is None or own.seen < time.monotonic() - _LATE * self._beat
 
     def beat_soon(self) -> None:
         """What this host says of itself has changed: others shall hear it before the next beat is due."""

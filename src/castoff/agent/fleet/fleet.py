@@ -30,7 +30,7 @@ from castoff.api.server import Register
 from castoff.config import Config
 from castoff.fleet.connection import Connection, end
 from castoff.fleet.holders import Holders
-from castoff.fleet.members import Members
+from castoff.fleet.members import BEAT, Members
 from castoff.fleet.neighbours import neighbours
 from castoff.fleet.placement import Placement
 from castoff.fleet.record import HostRecord
@@ -145,10 +145,13 @@ async def _tell_whom_to_ask(members: Members, describe: Callable[[], HostRecord]
         while True:
             changed.clear()
             urls = list(neighbours(describe(), [member.record for member in members.alive()], order))
-            if urls != told and not (members.is_cut_off and told):  # cut off from NATS is not from one another
+            kept = bool(told) and members.is_in_doubt  # cut off from NATS is not from one another
+            if urls != told and not kept:
                 await asyncio.to_thread(write_known, path, urls)
                 told = urls
-            await changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT if kept else None):
+                    await changed.wait()
 
 
 def _order(own: str, other: str) -> int:
