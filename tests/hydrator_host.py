@@ -20,6 +20,7 @@ import numpy as np
 from castoff.ext4.compose import compose
 from castoff.ext4.tables import compile_tables
 from castoff.hydrate.map import write_map
+from castoff.hydrate.pressure import Pressure
 from castoff.hydrate.record import CLONE, MAP, STATE, FrontKind, LazyLayer, LazyRecord, write_record
 from castoff.hydrate.served import Served
 from castoff.hydrate.server import Hydrator
@@ -114,9 +115,9 @@ class Host:
         return b""
 
     @asynccontextmanager
-    async def hydrator(self, source: ChunkSource) -> AsyncIterator[Hydrator]:
+    async def hydrator(self, source: ChunkSource, pressure: Pressure | None = None) -> AsyncIterator[Hydrator]:
         """A hydrator without a keeper; all that it serves is detached in the end."""
-        hydrator = Hydrator(self.store, None, lambda record: ChunkReader(source), self.said.append)
+        hydrator = Hydrator(self.store, None, lambda record: ChunkReader(source), self.said.append, pressure)
         try:
             yield hydrator
         finally:

@@ -18,7 +18,9 @@ import clone_guest
 import daemons
 from castoff.errors import Conflict, NotFound, Unavailable
 from castoff.fakes.chunk_source import FakeChunkSource
+from castoff.hydrate.pressure import Pressure
 from castoff.hydrate.record import CLONE, EVENTS, LOG, MAP, STATE, read_record
+from castoff.hydrate.state import ABSENT, PRESENT
 from castoff.layers.toc import CHUNK
 from hydrator_host import Host, attached, eventually
 from packed_layer import random_files
@@ -186,6 +188,28 @@ async def test_the_background_keeps_to_its_limit(scratch_xfs: Path) -> None:
     assert took > (size - 32 * CHUNK) / (8 << 20)
 
 
+class Crowded(Pressure):
+    """A host where something waits for a processor at all times."""
+
+    looks = 0
+
+    def share(self) -> float:
+        self.looks += 1
+        return 1.0
+
+
+async def test_the_background_ends_on_a_host_without_a_processor_to_spare(scratch_xfs: Path) -> None:
+    """It looks after each batch, rests, and goes on."""
+    host = await Host.make(scratch_xfs, [random_files(1, chunks=20)])
+    directory = host.machine("m1")
+    source, crowded = FakeChunkSource(host.packs), Crowded()
+    async with host.hydrator(source, crowded) as hydrator:
+        await hydrator.attach(directory)
+        await hydrator.ready("m1", time.monotonic())
+        await eventually(lambda: read_record(directory).complete)
+    assert crowded.looks == len(source.reads) >= 5
+
+
 async def test_a_guest_is_served_before_the_background(scratch_xfs: Path) -> None:
     """While somebody waits no batch begins: what a guest wants is asked for next."""
     host = await Host.make(scratch_xfs, [random_files(1, chunks=80)])
@@ -312,19 +336,29 @@ def fill_disk(path: Path) -> None:
                     file.write(bytes(size))
 
 
-async def test_a_file_that_is_read_on_is_read_ahead(scratch_xfs: Path) -> None:
-    """Two chunks, once the second of a row missed; a miss alone brings nothing but its own."""
-    host = await Host.make(scratch_xfs, [{"data/large": os.urandom(12 * CHUNK)}])
+async def test_a_file_is_read_ahead_within_itself(scratch_xfs: Path) -> None:
+    """A chunk behind one that a guest waited for, and behind that one when it is used; nothing beyond the file's end, nor where
+    it is switched off."""
+    files = {"data/large": os.urandom(6 * CHUNK), "data/next": os.urandom(2 * CHUNK)}
+    host = await Host.make(scratch_xfs, [files])
     directory = host.machine("m1", background=False)
     async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
         served = await attached(hydrator, directory)
 
-        async def present_after(row: int, count: int) -> None:
+        async def absent_after(row: int, rows: list[int]) -> None:
             await read(directory / CLONE, served.map.chunk_of[row] * CHUNK)
-            await eventually(lambda: served.progress.present == count)
+            await eventually(lambda: served.states.absent() == rows)
 
-        await present_after(8, 1)
-        await present_after(2, 2)
-        await present_after(3, 5)  # and 4, 5
-        await present_after(6, 7)  # and 7; 8 is here
-        assert served.states.absent() == [0, 1, 9, 10, 11]
+        await absent_after(0, [2, 3, 4, 5, 6, 7])
+        await absent_after(1, [3, 4, 5, 6, 7])  # it was here, and is used now
+        await absent_after(1, [3, 4, 5, 6, 7])
+        await absent_after(4, [3, 6, 7])
+        await absent_after(5, [3, 6, 7])  # where the file ends
+        await absent_after(3, [6, 7])  # what follows is here
+        await absent_after(7, [6])
+    other = host.machine("m2", background=False, read_ahead=0)
+    async with host.hydrator(FakeChunkSource(host.packs)) as hydrator:
+        served = await attached(hydrator, other)
+        await read(other / CLONE, served.map.chunk_of[6] * CHUNK)
+        await asyncio.sleep(0.1)
+        assert [served.states[row] for row in (6, 7)] == [PRESENT, ABSENT]

@@ -111,7 +111,7 @@ class Machine:
         self.scheduler = Scheduler(self.filler)
         self.library = Library(self.host.store, lambda record: ChunkReader(self.source, threads=1), lambda served, line: None)
         record = await asyncio.to_thread(read_record, self.directory)
-        self.served = Served(self.directory, record, self.front, self.scheduler.want)
+        self.served = Served(self.directory, record, self.front, self.scheduler.want, self.scheduler.used)
         await self.library.lend(self.served)
         self.scheduler.add(self.served)
         self.front.start(self.served)

@@ -73,6 +73,26 @@ def test_states_go_one_way(tmp_path: Path) -> None:
     assert (tmp_path / "lazy.state").read_bytes() == bytes([PRESENT] * 3)
 
 
+def test_a_watched_row_tells_of_its_first_use(tmp_path: Path) -> None:
+    """Once, when it is there; it is there for everybody meanwhile."""
+    write_state(tmp_path / "lazy.state", 3)
+    states = ChunkStates(tmp_path / "lazy.state", lazy_map(tmp_path))
+    states.watch(1)
+    for row in range(3):
+        assert states.used(0, 10 * CHUNK) == []
+        assert states.begin(row)
+        states.finish(row)
+        if row == 0:
+            assert states.used(0, 10 * CHUNK) == []
+        if row == 1:
+            assert states.available(0, 7 * CHUNK)
+            assert states.used(2 * CHUNK, 3 * CHUNK) == []
+            assert states.used(3 * CHUNK + 1, 3 * CHUNK + 1) == [1]
+    assert states.complete
+    assert not any(states.holes)
+    states.close()
+
+
 def test_what_a_predecessor_left_filling_is_absent(tmp_path: Path) -> None:
     """No guest was let in, so it may be filled anew."""
     lazy = lazy_map(tmp_path)

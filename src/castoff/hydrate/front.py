@@ -42,8 +42,8 @@ class Hydration(Protocol):
 
     @property
     def holes(self) -> bytearray:
-        """[chunks] 1 for each chunk of the rootfs that is not there. The same object for ever: ``present``, for those who
-        are compiled."""
+        """[chunks] 0 for each chunk of the rootfs that is there, and of which ``present`` has nothing more to tell than that.
+        The same object for ever."""
         ...
 
     def want(self, start: int, end: int, answer: Answer) -> None:

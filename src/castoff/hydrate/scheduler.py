@@ -4,7 +4,8 @@
 - *Prefetch*: chunks of the boot profile, in its order, and a few behind a miss where the round trip costs more than they do.
   Several small batches are under way at a time, which hides the round trip; one while the foreground is busy. A batch once
   begun is never held up, since a guest may be waiting for a chunk of it by now.
-- *Background*: the rest, once the machine is ready, while nobody waits and nothing is to be prefetched.
+- *Background*: the rest, once the machine is ready, while nobody waits and nothing is to be prefetched; the slower, the more of
+  this host's work waits for a processor.
 
 All of it runs in the event loop; a chunk is fetched once, however many rootfs want it (``Segment.coming``).
 """
@@ -22,6 +23,7 @@ from typing import Any
 from castoff.errors import CastoffError, Internal, Unavailable
 from castoff.hydrate.fill import Filler
 from castoff.hydrate.origin import Origin
+from castoff.hydrate.pressure import Pressure, rest
 from castoff.hydrate.segments import Segment
 from castoff.hydrate.served import Served
 from castoff.hydrate.state import ABSENT, PRESENT
@@ -51,21 +53,31 @@ _URGENCY = {
 _BATCH = {Class.FOREGROUND: 4, Class.PREFETCH: 8, Class.BACKGROUND: 4}
 """Chunks of one fetch; in the foreground they are neighbours that one request wants. In the background few: what is under way
 when a guest begins to wait is before it in the link's queue (290 KB a batch, 12 ms at 200 Mbit/s)."""
-_FOLLOWING = 2
-"""Chunks that are read ahead in what looks like a file that is read from its beginning to its end."""
+_FOLLOWING = 1
+"""Chunks that are fetched after one that a guest waited for, or that was fetched so itself and is used now, where a file goes on
+in them: in four of five cases they are wanted (docs/decisions/0083-the-file-goes-on.md)."""
 
 
 class Scheduler:
-    """Decides, fetches, and hands what came to the filler."""
+    """Decides, fetches, and hands what came to the filler.
 
-    def __init__(self, filler: Filler) -> None:
+    Args:
+        filler: Brings chunks to those who lack them.
+        pressure: On this host's processors.
+    """
+
+    def __init__(self, filler: Filler, pressure: Pressure | None = None) -> None:
         self._filler = filler
+        self._pressure = pressure or Pressure()
+        self._rests_until = 0.0
         self._served: list[Served] = []
         self._foreground: deque[tuple[Segment, int]] = deque()
         self._running = dict.fromkeys(Class, 0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._behind: dict[tuple[Segment, int], Served] = {}
+        """Misses under way, behind which there may be something to fetch when they have come."""
         self._limited: dict[Served, float] = {}
         """When the background of a rootfs with a limit may go on."""
 
@@ -78,6 +90,7 @@ class Scheduler:
         """Ends to. What is being fetched is kept all the same."""
         self._served.remove(served)
         self._limited.pop(served, None)
+        self._behind = {miss: other for miss, other in self._behind.items() if other is not served}
 
     async def close(self) -> None:
         """Stops all work."""
@@ -102,6 +115,16 @@ class Scheduler:
                     segment.coming.add(number)
                     self._foreground.append((segment, number))
                     self._read_ahead(served, segment, number)
+                elif served.states.is_watched(row):
+                    self._behind[segment, number] = served
+        self.pump()
+
+    def used(self, served: Served, rows: Iterable[int]) -> None:
+        """Chunks that were fetched behind others are used now."""
+        if served.is_released:
+            return
+        for row in rows:
+            self._go_on(served, *self._place_of(served, row))
         self.pump()
 
     def prefetch(self, served: Served, rows: Iterable[int]) -> None:
@@ -119,19 +142,36 @@ class Scheduler:
         self._again(segment, [number], Class.BACKGROUND)
 
     def _read_ahead(self, served: Served, segment: Segment, number: int) -> None:
+        """A chunk is going to be fetched since a guest waits for it: what is fetched with it, or as soon as it is here.
+
+        With it goes what the link could carry during the round trip. What the guest is likely to want, but the link would carry
+        in the place of the miss, waits until that is here.
+        """
         origin = segment.origins[0] if segment.origins else None
         if origin is None:
             return
-        most = served.record.hydrate.read_ahead
-        count = origin.pace.ahead(most)
-        if served.follows(segment, number):
-            count = max(count, min(_FOLLOWING, most))
+        count = origin.pace.ahead(served.record.hydrate.read_ahead)
+        self._fetch_ahead(served, segment, range(number + 1, number + 1 + count))
+        self._behind[segment, number] = served
+
+    def _came(self, segment: Segment, number: int) -> None:
+        """A chunk is here; where a guest waits for it, the link is free for what its file has behind it."""
+        served = self._behind.pop((segment, number), None)
+        if served is not None:
+            self._go_on(served, segment, number)
+            self.pump()
+
+    def _go_on(self, served: Served, segment: Segment, number: int) -> None:
+        end = number + 1 + min(_FOLLOWING, served.record.hydrate.read_ahead)
+        self._fetch_ahead(served, segment, range(number + 1, min(end, segment.run_end(number))))
+
+    def _fetch_ahead(self, served: Served, segment: Segment, numbers: Iterable[int]) -> None:
         rows = segment.takers[served]
-        for following in range(number + 1, number + 1 + count):
-            row = rows.get(following)
-            if row is not None and served.states[row] == ABSENT and following not in segment.coming:
+        for number in numbers:
+            row = rows.get(number)
+            if row is not None and served.states[row] == ABSENT and number not in segment.coming:
+                served.states.watch(row)
                 served.ahead.append(row)
-        served.passed(segment, number, count)
 
     def _place_of(self, served: Served, row: int) -> tuple[Segment, int]:
         return served.segments[served.map.layer_of[row]], served.map.layer_chunk_of[row]
@@ -233,7 +273,7 @@ class Scheduler:
         if not served.is_ready and now < begin:
             wake.append(begin)
             return []
-        allowed = self._limited.get(served, 0.0)
+        allowed = max(self._limited.get(served, 0.0), self._rests_until)
         if now < allowed:
             wake.append(allowed)
             return []
@@ -263,7 +303,7 @@ class Scheduler:
     async def _fetch(self, segment: Segment, numbers: Sequence[int], kind: Class, origin: Origin) -> None:
         """One try to get these chunks; what did not come is queued again."""
         left = set(numbers)
-        begun = time.monotonic()
+        begun, worked = time.monotonic(), time.process_time()
         URGENCY.set(_URGENCY[kind])  # this task's, and of those that it starts
         filling: list[asyncio.Task[None]] = []
         try:
@@ -275,6 +315,7 @@ class Scheduler:
                         origin.worked()
                         filling.append(self.bring(segment, number, data))
                         del data
+                        self._came(segment, number)
             origin.pace.took(sum(_packed(segment, number) for number in numbers), len(numbers), time.monotonic() - begun)
             if left:
                 raise Unavailable(f"{origin.name} ended without {len(left)} of {len(numbers)} chunks")
@@ -289,8 +330,14 @@ class Scheduler:
             self._again(segment, sorted(left), kind)
             if filling:
                 await asyncio.gather(*filling, return_exceptions=True)
-            self._running[kind] -= 1
-            self.pump()
+            self._ended(kind, worked)
+
+    def _ended(self, kind: Class, worked: float) -> None:
+        """A fetch of that kind has ended, which began when this process had worked so many seconds: the next one's turn."""
+        self._running[kind] -= 1
+        if kind is Class.BACKGROUND:  # by what was worked, not by what was waited for: a slow link is no reason to rest
+            self._rests_until = time.monotonic() + rest(time.process_time() - worked, self._pressure.share())
+        self.pump()
 
     async def _arrived(self, segment: Segment, number: int, data: bytes) -> None:
         size = _packed(segment, number)
@@ -313,12 +360,12 @@ class Scheduler:
 
     async def _take_all(self, chunks: Sequence[tuple[Segment, int]]) -> None:
         """A batch of the background that need not be fetched."""
+        worked = time.process_time()
         try:
             for segment, number in chunks:
                 await self._take(segment, number)
         finally:
-            self._running[Class.BACKGROUND] -= 1
-            self.pump()
+            self._ended(Class.BACKGROUND, worked)
 
     def _disk_failed(self, segment: Segment, number: int, error: OSError) -> None:
         for served, rows in segment.takers.items():

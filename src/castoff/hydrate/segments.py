@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from castoff.errors import NotFound
 from castoff.image.digest import Digest
 from castoff.layers.index import LayerIndex, read_index
-from castoff.layers.toc import CHUNK
+from castoff.layers.toc import BLOCK, CHUNK
 from castoff.store.incoming import IncomingSegment
 from castoff.store.store import Store
 
@@ -45,6 +47,7 @@ class Segment:
         self._layer = layer
         self.diff_id = diff_id
         self.index: LayerIndex = read_index(layer.index)
+        self._goes_on = _goes_on(self.index)
         self._file = IncomingSegment(layer)
         self.takers: dict[Served, dict[int, int]] = {}
         self.coming: set[int] = set()
@@ -69,6 +72,10 @@ class Segment:
     def is_unused(self) -> bool:
         """Whether nobody needs it, now or soon."""
         return not (self.takers or self.coming or self.filling)
+
+    def run_end(self, number: int) -> int:
+        """The chunk after the last one that files reach from this one without a gap: ``number + 1`` where none goes on."""
+        return self._goes_on.find(0, number) + 1
 
     def length(self, number: int) -> int:
         """Bytes of a chunk."""
@@ -101,3 +108,13 @@ class Segment:
         """Closes it."""
         self._file.close()
         self._layer.pin.close()
+
+
+def _goes_on(index: LayerIndex) -> bytes:
+    """[chunks] 1 for each chunk from which a file's extent goes on into the next one. The last is 0."""
+    first = index.toc.extent_segment.astype(np.int64) * BLOCK // CHUNK
+    last = ((index.toc.extent_segment.astype(np.int64) + index.toc.extent_blocks) * BLOCK - 1) // CHUNK
+    change = np.zeros(-(-index.segment_size // CHUNK) + 2, np.int64)
+    np.add.at(change, first, 1)
+    np.add.at(change, last, -1)
+    return (np.cumsum(change) > 0).astype(np.uint8).tobytes()

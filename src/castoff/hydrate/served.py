@@ -27,9 +27,6 @@ from castoff.store.extents import clone_range
 
 __all__ = ["Served", "Waiting"]
 
-_STREAMS = 64
-"""Places that are remembered as where a guest may be reading on."""
-
 
 class Waiting:
     """A request of the guest that waits."""
@@ -50,10 +47,16 @@ class Served:
         record: Its ``lazy.json``.
         front: How it is served.
         missed: Called in the event loop with rows that a guest waits for.
+        used: Called in the event loop with rows that were watched (castoff.hydrate.state) and are used now.
     """
 
     def __init__(
-        self, directory: Path, record: LazyRecord, front: LazyFront, missed: Callable[[Served, list[int]], None]
+        self,
+        directory: Path,
+        record: LazyRecord,
+        front: LazyFront,
+        missed: Callable[[Served, list[int]], None],
+        used: Callable[[Served, list[int]], None],
     ) -> None:
         """Reads map and state; blocks.
 
@@ -85,12 +88,12 @@ class Served:
         self.fetched = 0
         self.misses = 0
         self._missed = missed
+        self._used = used
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, list[Waiting]] = {}
         self._requests = 0
         self._background: list[int] = []
         self._full = ""
-        self._passed: dict[tuple[Segment, int], None] = {}
         self._unsaid: deque[bytes] = deque(maxlen=20)
         self._filling = 0
         self._settled = asyncio.Event()
@@ -100,7 +103,12 @@ class Served:
 
     def present(self, start: int, end: int) -> bool:
         """See castoff.hydrate.front.Hydration."""
-        return self.states.available(start, end)
+        if not self.states.available(start, end):
+            return False
+        used = self.states.used(start, end)
+        if used:
+            self._loop.call_soon_threadsafe(self._used, self, used)
+        return True
 
     @property
     def holes(self) -> bytearray:
@@ -206,17 +214,6 @@ class Served:
             waiting.timer.cancel()
         self._requests -= 1
         waiting.answer(number)
-
-    def follows(self, segment: Segment, number: int) -> bool:
-        """Whether a miss is of the chunk behind one that missed of late, or behind what was read ahead of one."""
-        return (segment, number - 1) in self._passed
-
-    def passed(self, segment: Segment, number: int, ahead: int) -> None:
-        """A chunk missed, and so many behind it are read ahead."""
-        self._passed.pop((segment, number - 1), None)
-        self._passed[segment, number] = self._passed[segment, number + ahead] = None
-        while len(self._passed) > _STREAMS:
-            del self._passed[next(iter(self._passed))]
 
     def background_rows(self, most: int) -> list[int]:
         """The next absent rows, neighbours of one layer, for the background."""

@@ -27,6 +27,7 @@ from castoff.hydrate.fronts import new_front, resumed_front
 from castoff.hydrate.keeper_client import Keeper
 from castoff.hydrate.library import Library
 from castoff.hydrate.origin import ChunkReader
+from castoff.hydrate.pressure import Pressure
 from castoff.hydrate.record import LOG, MAP, STATE, LazyRecord, read_record, write_record
 from castoff.hydrate.room import make_room
 from castoff.hydrate.scheduler import Scheduler
@@ -51,6 +52,7 @@ class Hydrator:
         keeper: Who holds descriptors; None: nobody (tests).
         open_reader: Reads a record's packs.
         report: Told, in one line, of what should not happen. From any thread.
+        pressure: On this host's processors.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Hydrator:
         keeper: Keeper | None,
         open_reader: Callable[[LazyRecord], ChunkReader],
         report: Callable[[str], None],
+        pressure: Pressure | None = None,
     ) -> None:
         self._store = store
         self._keeper = keeper
@@ -66,7 +69,7 @@ class Hydrator:
         self._served: dict[str, Served] = {}
         self._attaching: set[str] = set()
         self._filler = Filler(self._filled, lambda: make_room(store))
-        self._scheduler = Scheduler(self._filler)
+        self._scheduler = Scheduler(self._filler, pressure)
         self.profiles = BootProfiles(store, self._scheduler)
         self._library = Library(store, open_reader, self._origin_changed)
         self._ending: dict[Served, asyncio.Task[None]] = {}
@@ -130,7 +133,7 @@ class Hydrator:
     async def _take_up(self, directory: Path, record: LazyRecord, front: LazyFront, *, fresh: bool) -> Served:
         served: Served | None = None
         try:
-            served = Served(directory, record, front, self._scheduler.want)
+            served = Served(directory, record, front, self._scheduler.want, self._scheduler.used)
             await self._library.lend(served)
             if self._keeper is not None:
                 fds = front.descriptors

@@ -20,6 +20,9 @@ from castoff.store.durable import replace_file
 
 __all__ = ["ABSENT", "FILLING", "PRESENT", "ChunkStates", "write_state"]
 
+_UNUSED = 2
+"""Of a chunk in ``holes``: it is here, and nobody has used it yet."""
+
 
 def write_state(path: Path, count: int, present: Iterable[int] = ()) -> None:
     """Writes the state of ``count`` rows, absent but for those in ``present``."""
@@ -58,7 +61,9 @@ class ChunkStates:
             raise Invalid(f"{path} holds states that there are none of")
         self.holes = bytearray(map.chunks + 1)
         """[chunks + 1] 1 for each chunk of the rootfs whose row is not present: a range is there if find() finds no 1, one call
-        in C. Never another object, nor longer: the compiled answerer reads it where it is."""
+        in C. 2 for one that is, and whose first use is to be told. Never another object, nor longer: the compiled answerer
+        reads it where it is, and lets through where it finds nothing but 0."""
+        self._watched: set[int] = set()
         for row, state in enumerate(self._bytes[:]):
             if state != PRESENT:
                 self._bytes[row] = ABSENT
@@ -81,6 +86,24 @@ class ChunkStates:
         """Whether bytes ``start`` to ``end`` of the rootfs are all there. Any thread; no lock."""
         return self.holes.find(1, start // CHUNK, -(-end // CHUNK) if end > start else start // CHUNK + 1) < 0
 
+    def watch(self, row: int) -> None:
+        """An absent row's first use, once it is present, is to be told by :meth:`used`. In the event loop."""
+        self._watched.add(row)
+
+    def is_watched(self, row: int) -> bool:
+        """Whether it was given to :meth:`watch`."""
+        return row in self._watched
+
+    def used(self, start: int, end: int) -> list[int]:
+        """Rows of these bytes, which are all there, that were watched and are used for the first time. One thread at a time."""
+        found, last = [], -(-end // CHUNK) if end > start else start // CHUNK + 1
+        chunk = self.holes.find(_UNUSED, start // CHUNK, last)
+        while chunk >= 0:
+            self.holes[chunk] = 0
+            found.append(self._map.row_of[chunk])
+            chunk = self.holes.find(_UNUSED, chunk + 1, last)
+        return found
+
     def begin(self, row: int) -> bool:
         """Absent -> filling; False where it was not absent: then it is not to be filled."""
         if self._bytes[row] != ABSENT:
@@ -97,7 +120,7 @@ class ChunkStates:
         """Filling -> present, once the bytes are in the file. From here on the row is the guest's."""
         assert self._bytes[row] == FILLING
         self._bytes[row] = PRESENT
-        self.holes[self._map.chunk_of[row]] = 0
+        self.holes[self._map.chunk_of[row]] = _UNUSED if row in self._watched else 0
 
     def absent(self) -> list[int]:
         """Rows that are absent now, ascending."""
