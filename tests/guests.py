@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from castoff.disk.clone import Drive, Role
-from castoff.vmm.channel import Exit, GuestChannel, GuestSession, Output, Ready
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Exit, GuestSession, Output, Ready
 from castoff.vmm.initramfs import assemble
 from castoff.vmm.kernel import Kernel
 from castoff.vmm.vmm import MachineSpec, Vmm, VmmHandle

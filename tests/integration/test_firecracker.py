@@ -21,9 +21,10 @@ import firecracker_server
 from castoff.conformance.vmm import check_vmm
 from castoff.disk.clone import Drive, Role
 from castoff.errors import Invalid, Unavailable, Unsupported
-from castoff.vmm.channel import GuestChannel, Output, Ready
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.firecracker import FirecrackerVmm
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Output, Ready
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.probe import kvm_runs
 from castoff.vmm.rates import Rates

@@ -19,8 +19,9 @@ import pytest
 
 from castoff.disk.clone import Drive, Role, volume_role
 from castoff.errors import Unavailable
-from castoff.vmm.channel import Exit, GuestChannel, Output, Ready, Told
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestFile, GuestMount, GuestSettings
+from castoff.vmm.guest_session import Exit, Output, Ready, Told
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import QemuSettings, VmmSettings

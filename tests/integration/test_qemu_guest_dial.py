@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from castoff.errors import Unavailable
-from castoff.vmm.channel import GuestChannel, GuestSession
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestFile
 from castoff.vmm.guest_dial import GuestConnection, dialling
+from castoff.vmm.guest_session import GuestSession
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import QemuSettings, VmmSettings

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from castoff.vmm.channel import GuestChannel, Output, Ready
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestCommand, GuestSettings
 from castoff.vmm.guest_processes import GuestSocket
+from castoff.vmm.guest_session import Output, Ready
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.qemu import QemuVmm
 from castoff.vmm.settings import QemuSettings, VmmSettings

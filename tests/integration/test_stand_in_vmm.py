@@ -19,9 +19,10 @@ from castoff.conformance.vmm import check_vmm
 from castoff.errors import Invalid, Unavailable
 from castoff.fakes.vmm import StandInHandle, StandInVmm
 from castoff.machine.drivers import open_vmm
-from castoff.vmm.channel import Exit, GuestChannel, GuestSession
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestSettings, encode_settings
 from castoff.vmm.guest_dial import GuestConnection, dialling
+from castoff.vmm.guest_session import Exit, GuestSession
 from castoff.vmm.initramfs import Entry, cpio
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.vmm import MachineSpec

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from castoff.errors import Invalid, Unavailable
 from castoff.vmm import frames
-from castoff.vmm.channel import Exit, GuestChannel, Output, Ready
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Exit, Output, Ready
 from castoff.vmm.sockets import connect_unix, listen_unix
 
 NONCE = bytes(range(16))

@@ -25,7 +25,7 @@ from castoff.vmm.vmm import PortForward
 if TYPE_CHECKING:
     from castoff.host import Host
     from castoff.machine.machine import Machine
-    from castoff.vmm.channel import Exit
+    from castoff.vmm.guest_session import Exit
 
 __all__ = ["command"]
 

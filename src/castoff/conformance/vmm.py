@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Callable
 
-from castoff.vmm.channel import Exit, GuestChannel, Output, Ready
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Exit, Output, Ready
 from castoff.vmm.vmm import MachineSpec, Vmm
 
 __all__ = ["check_vmm"]

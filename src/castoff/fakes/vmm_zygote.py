@@ -18,7 +18,8 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from castoff.fakes.vmm_guest import Guest, read_settings
+from castoff.fakes.vmm_guest import Guest
+from castoff.fakes.vmm_settings import read_settings
 
 __all__ = ["main"]
 

@@ -20,8 +20,9 @@ from castoff.machine.removal import remove_machine
 from castoff.rootfs.context import ProviderContext
 from castoff.store.builds import uninterrupted
 from castoff.timeline import step
-from castoff.vmm.channel import Exit, GuestChannel, Output, Ready, Told
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Exit, Output, Ready, Told
 from castoff.vmm.limits import why_killed
 from castoff.vmm.process import last_lines
 from castoff.vmm.vmm import VmmHandle

@@ -7,8 +7,8 @@ output, and the session ends with the server's last word.
 from __future__ import annotations
 
 from castoff.errors import Invalid, Unavailable, Unsupported
-from castoff.vmm.channel import Exit, GuestSession, Output, Ready
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Exit, GuestSession, Output, Ready
 
 __all__ = ["GuestConnection", "dialling"]
 

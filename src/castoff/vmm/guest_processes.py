@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from castoff.errors import Invalid, Unsupported
-from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Exit, GuestSession, Output
 
 __all__ = ["LISTING", "GuestProcess", "GuestSocket", "parse_processes", "read_processes"]
 

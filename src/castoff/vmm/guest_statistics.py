@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from castoff.errors import Invalid
-from castoff.vmm.channel import GuestSession
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import GuestSession
 from castoff.vmm.guest_tasks import finish
 
 __all__ = ["GuestFilesystem", "GuestStatistics", "asking_statistics", "parse_statistics", "read_statistics"]

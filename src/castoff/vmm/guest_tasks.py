@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from castoff.errors import CastoffError, Code, Invalid, NotFound, Unavailable, Unsupported
-from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Exit, GuestSession, Output
 
 __all__ = [
     "GuestFull",

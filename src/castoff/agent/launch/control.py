@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from castoff.errors import CastoffError
-from castoff.vmm.channel import GuestChannel, GuestSession
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.guest_dial import GuestConnection, dialling
+from castoff.vmm.guest_session import GuestSession
 from castoff.vmm.vmm import VmmHandle
 
 __all__ = ["Control"]

@@ -22,9 +22,9 @@ from castoff.machine.machine import Machine, MachineLost
 from castoff.machine.model import MachineRecord, MachineState
 from castoff.machine.suspension import check_suspendable, suspend
 from castoff.store.builds import uninterrupted
-from castoff.vmm.channel import Exit, GuestSession, Output
 from castoff.vmm.guest import GuestSettings
 from castoff.vmm.guest_processes import LISTING, GuestProcess, read_processes
+from castoff.vmm.guest_session import Exit, GuestSession, Output
 from castoff.vmm.guest_statistics import asking_statistics, read_statistics
 from castoff.vmm.guest_tasks import (
     finish,
