@@ -88,12 +88,13 @@ async def fleet_host(
     wait: float = 30.0,
     works: bool = False,
     now: Callable[[], datetime] = local_time,
+    replicas: int = 1,
 ) -> AsyncIterator[FleetHost]:
     """A host of the fleet, for the block; its state stays, for when it comes again.
 
     Args:
         root: Directory of all hosts, on a filesystem that reflinks.
-        nats: The server.
+        nats: The servers, with spaces between.
         number: Of the host, which names it.
         key: What it signs with, the same on all hosts by default; None: one of its own.
         serves: Whether it has a door for others.
@@ -102,13 +103,16 @@ async def fleet_host(
         wait: Seconds that its builds wait for others.
         works: Whether it does its part of orders.
         now: Its clock.
+        replicas: Servers that keep what the fleet writes.
     """
     state = root / f"host-{number}"
     config = Config(state=state, store=StoreSettings(backing="native"))
     said: list[str] = []
     record = HostRecord(id=f"{number:016x}", name=f"host-{number}", region=region, labels=labels or {})
     async with contextlib.AsyncExitStack() as stack:
-        connection = await stack.enter_async_context(Connection.open(FleetSettings(urls=(nats,)), said.append))
+        connection = await stack.enter_async_context(
+            Connection.open(FleetSettings(urls=tuple(nats.split()), replicas=replicas), said.append)
+        )
         place = BucketPlace(connection, "builds", ttl=600, most_bytes=1 << 20, value_bytes=8192)
         found = record
         bucket = Severed(place)

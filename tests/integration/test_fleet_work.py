@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -21,7 +22,7 @@ from castoff.fleet.orders import Order, OrderState, Part, PartState, encode, new
 from castoff.fleet.record import HostRecord
 from fleet_hosts import PACE, TTL, FleetHost, fleet_host
 from hostile_registry import HostileRegistry
-from nats_servers import NatsServer, nats_server
+from nats_servers import NatsServer, nats_cluster, nats_server
 from oci_builder import Blob, BuiltImage, LayerTar, build_image
 
 _SIZE = 64 << 20
@@ -228,6 +229,36 @@ async def test_nats_may_go_and_come_back(host: Host, nats: NatsServer, registry:
     assert len(one.segments) == 2
 
 
+async def test_a_cluster_loses_a_server(scratch_xfs: Path, tmp_path: Path, registry: HostileRegistry) -> None:
+    """Any of three, the one that leads the orders among them: what was given is done, and more can be given."""
+    first, second = image(18), image(19)
+    slowly = Slowly(first)
+    registry.add("one", first)
+    registry.add("two", second)
+    registry.faults.append(slowly)
+    with nats_cluster(tmp_path / "cluster") as servers:
+        urls = " ".join(server.url for server in servers)
+        async with fleet_host(scratch_xfs, urls, 0, works=True, replicas=3) as one:
+            await connected(one)
+
+            async def given() -> Order:
+                return await give(one, f"{registry.host}/one")
+
+            order = await eventually(given)
+            assert isinstance(order, Order)
+            async with asyncio.timeout(30):
+                await slowly.asked.wait()
+            info = await one.connection.jetstream().stream_info(f"KV_{one.connection.bucket_name('orders')}")
+            assert info.cluster is not None
+            next(server for server in servers if server.name == info.cluster.leader).kill()
+            slowly.go.set()
+            await all_done(one, order, "host-0")
+            later = await eventually(lambda: give(one, f"{registry.host}/two"))
+            assert isinstance(later, Order)
+            await all_done(one, later, "host-0")
+            assert len(one.segments) == 2
+
+
 async def test_a_standing_order_follows_its_tag(host: Host, registry: HostileRegistry) -> None:
     """One look an interval for all hosts; a new digest is everywhere before anybody asks; cancelled, it is followed no more."""
     old, new, newest = image(8), image(9), image(10)
@@ -353,6 +384,28 @@ async def test_a_part_that_killed_its_host_five_times_is_left(host: Host, regist
     left = await part_of(one, order, victim, lambda part: part.state is PartState.FAILED)
     assert "each of 5 attempts" in left.reason
     assert not victim.segments
+
+
+async def test_orders_go_when_they_are_over_for_long(host: Host, registry: HostileRegistry) -> None:
+    """Seven days after they were given, or ended; one that stands, and one that was cancelled just now, stay."""
+    registry.add("app", image(17), tag="prod")
+    one = await host(0)
+    long_ago = int(time.time()) - 8 * 86400
+    kept = {"images": (f"{registry.host}/app:prod",), "created": long_ago, "hosts": "host=nobody"}
+    await one.book.give(Order(id="00000000000a", **kept))
+    await one.book.give(Order(id="00000000000b", state=OrderState.FAILED, ended=long_ago, **kept))
+    await one.book.give(Order(id="00000000000c", keep=True, **kept))
+    await one.book.give(Order(id="00000000000d", keep=True, **kept))
+    await one.book.tell(Part(order="00000000000b", host=f"{7:016x}"))
+    await one.book.cancel("00000000000d")
+
+    async def two_are_left() -> bool:
+        return set(await one.book.cells()) == {"00000000000c", "00000000000d"}
+
+    await eventually(two_are_left)
+    await asyncio.sleep(0.3)
+    assert await two_are_left()
+    assert await one.book.parts("00000000000b") == []
 
 
 async def test_a_mistake_of_our_own_ends_like_any_failure(host: Host, registry: HostileRegistry) -> None:

@@ -7,6 +7,7 @@ leases   lead, slot.ORDER.N     who leads; which hosts do an order that is for N
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
@@ -112,7 +113,7 @@ class OrderBook:
 
         def cancelled(order: Order) -> Order | None:
             if order.state in (OrderState.NEW, OrderState.OPEN) or (order.keep and order.state is OrderState.FAILED):
-                return msgspec.structs.replace(order, state=OrderState.CANCELLED)
+                return msgspec.structs.replace(order, state=OrderState.CANCELLED, ended=int(time.time()))
             return None
 
         try:

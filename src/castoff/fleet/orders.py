@@ -88,6 +88,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """The host at which it was given, for people."""
     created: _Count = 0
     """Unix seconds, by the clock of the host at which it was given."""
+    ended: _Count = 0
+    """Unix seconds, by the clock of the host that cancelled it, or found that it failed; 0: it did not end."""
     state: OrderState = OrderState.NEW
     reason: _Text = ""
     digests: _Images = ()
@@ -252,7 +254,7 @@ def read_part(key: str, data: bytes) -> Part:
 def failed(key: str, error: CastoffError, order: Order | None = None) -> Order:
     """The order, ended by ``error``; of one that could not be read only its name is left."""
     base = order or Order(id=key, images=())
-    return msgspec.structs.replace(base, state=OrderState.FAILED, reason=str(error)[:1000])
+    return msgspec.structs.replace(base, state=OrderState.FAILED, reason=str(error)[:1000], ended=int(time.time()))
 
 
 def pinned(order: Order) -> list[str]:

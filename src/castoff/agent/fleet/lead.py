@@ -101,7 +101,7 @@ class Lead:
             return
         watched = order.keep and order.state in (OrderState.OPEN, OrderState.FAILED)
         if not (order.state is OrderState.NEW or watched):
-            if time.time() - order.created > LIFE:
+            if time.time() - max(order.created, order.ended) > LIFE:
                 await self._book.remove(key)
             return
         if not order.keep and time.time() - order.created > LIFE:
@@ -112,7 +112,7 @@ class Lead:
     async def _refuse(self, key: str, cell: Cell, error: Invalid) -> None:
         self._notice(f"an order is refused: {error.what}")
         if is_order_id(key):
-            await self._book.replace(key, msgspec.structs.replace(failed(key, error), created=int(time.time())), cell)
+            await self._book.replace(key, failed(key, error), cell)
         else:
             await self._book.remove(key)
 
@@ -167,4 +167,5 @@ def _found(order: Order, digests: tuple[str, ...]) -> Order | None:
     if order.state is OrderState.CANCELLED or order.digests == digests:
         return None
     generation = order.generation + bool(order.digests)
-    return msgspec.structs.replace(order, state=OrderState.OPEN, digests=digests, generation=generation, reason="", tries=0)
+    found = {"digests": digests, "generation": generation}
+    return msgspec.structs.replace(order, state=OrderState.OPEN, reason="", tries=0, ended=0, **found)
