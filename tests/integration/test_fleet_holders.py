@@ -7,13 +7,18 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from castoff.fleet.connection import Connection
+from castoff.agent.fleet.whom import keep_holders, keep_neighbours
+from castoff.fleet.connection import Connection, end
 from castoff.fleet.holders import Holders
 from castoff.fleet.inventory import Inventory
+from castoff.fleet.members import Members
+from castoff.fleet.record import HostRecord
 from castoff.fleet.settings import FleetSettings
 from castoff.image.digest import Digest
+from castoff.peers.known import HOLDERS, KNOWN_PEERS, KnownHolders, KnownPeers
 from nats_servers import NatsServer, nats_cluster, nats_server
 
 ONE, TWO = "1" * 16, "2" * 16
@@ -94,6 +99,47 @@ async def test_what_strangers_write_is_not_believed(server: NatsServer) -> None:
         assert all(line.startswith("not believed") and line.isprintable() for line in told), told
         assert set(one.lists()) == {ONE, TWO}
         assert who(one, LAYERS[3]) == ({ONE, TWO}, set())
+
+
+async def test_a_large_region_has_what_few_of_it_have(server: NatsServer, tmp_path: Path) -> None:
+    """A layer of a host that is not asked for everything: fetches learn that it has it; of another region's they do not."""
+
+    def record(number: int) -> HostRecord:
+        region = "fra" if number <= 30 else "nrt"
+        return HostRecord(id=f"{number:016x}", name=str(number), region=region, peers=f"https://host-{number}:4290")
+
+    def describe() -> HostRecord:
+        return record(1)
+
+    async with (
+        Connection.open(FleetSettings(urls=(server.url,))) as connection,
+        Members.open(connection, describe, beat=LOOK) as members,
+        Holders.open(connection, record(1).id, Shelf(), look=LOOK) as holders,
+        asyncio.timeout(30),
+    ):
+        while not (members.alive() and holders.lists()):
+            await asyncio.sleep(0.02)
+        hosts, layers = [await connection.jetstream().key_value(connection.bucket_name(name)) for name in ("hosts", "layers")]
+        for number in range(2, 32):
+            await layers.put(record(number).id, Inventory.of([LAYERS[0]] if number == 31 else [layer_of(number)]).to_bytes())
+        works = [keep_neighbours(members, describe, tmp_path), keep_holders(members, holders, describe, tmp_path, LOOK)]
+        tasks = [asyncio.create_task(work) for work in works]
+        known, others = KnownPeers(tmp_path / KNOWN_PEERS), KnownHolders(tmp_path / HOLDERS)
+        near: tuple[str, ...] = ()
+        while len(near) < 24 or not any(others.of(layer_of(number)) for number in range(2, 31)):
+            for number in range(2, 32):
+                await hosts.put(record(number).id, msgspec.json.encode(record(number)))
+            near = known.urls()
+        far = {number for number in range(2, 31) if record(number).peers not in near}
+        assert len(far) == 5
+        assert {number for number in range(2, 31) if others.of(layer_of(number))} <= far
+        assert all(others.of(layer_of(number)) in ([record(number).peers], []) for number in far)
+        assert others.of(LAYERS[0]) == []
+        await end(*tasks)
+
+
+def layer_of(number: int) -> Digest:
+    return Digest.of(b"only on %d" % number)
 
 
 async def test_nats_is_started_again(server: NatsServer) -> None:

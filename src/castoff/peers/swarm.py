@@ -14,7 +14,7 @@ from contextlib import aclosing
 from castoff.errors import CastoffError, Invalid
 from castoff.image.digest import Digest
 from castoff.peers.frames import Book, PackFrames
-from castoff.peers.known import KnownPeers
+from castoff.peers.known import HOLDERS, KnownHolders, KnownPeers
 from castoff.peers.peer import Peer, peer_transport
 from castoff.peers.prompt import PromptSource
 from castoff.peers.seat import Seat
@@ -49,6 +49,7 @@ class SwarmSource:
         self._quarantine = quarantine
         self._transport = peer_transport(lambda: client_context(settings))
         self._known = KnownPeers(settings.known)
+        self._holders = KnownHolders(None if settings.known is None else settings.known.with_name(HOLDERS))
         self._peers: dict[str, Peer] = {}
         self._seats: dict[Digest, dict[str, Seat]] = {}
         self.name = f"peers and {origin.name}"
@@ -59,7 +60,8 @@ class SwarmSource:
         try:
             return await self._origin.locate(pack)
         except CastoffError:
-            for peer in self._asked():
+            frames = await asyncio.to_thread(self._book, pack)
+            for peer in self._asked(None if frames is None else frames.diff_id):
                 found = await _asked(peer, pack)
                 if found is not None:
                     return found
@@ -80,9 +82,10 @@ class SwarmSource:
         await self._transport.close()
         await self._origin.close()
 
-    def _asked(self) -> list[Peer]:
-        """Whom to ask by now."""
-        urls = dict.fromkeys((*self._settings.urls, *self._known.urls()))
+    def _asked(self, layer: Digest | None = None) -> list[Peer]:
+        """Whom to ask by now; of a layer also those further away that have it."""
+        holders = () if layer is None else self._holders.of(layer)
+        urls = dict.fromkeys((*self._settings.urls, *self._known.urls(), *holders))
         urls.pop(self._settings.url, None)
         for url in urls:
             if url not in self._peers:
@@ -98,7 +101,9 @@ class SwarmSource:
         if frames is None or plain:  # nothing that a peer could have
             return self._origin.read(pack, ranges)
         at_pack = self._seats.setdefault(pack, {})
-        seats = [at_pack.get(peer.url) or at_pack.setdefault(peer.url, Seat(peer, frames)) for peer in self._asked()]
+        seats = [
+            at_pack.get(peer.url) or at_pack.setdefault(peer.url, Seat(peer, frames)) for peer in self._asked(frames.diff_id)
+        ]
         urgency = URGENCY.get()
         if urgency is Urgency.WAITED_FOR:
             return self._urgent(seats, frames, ranges).read(pack, ranges)

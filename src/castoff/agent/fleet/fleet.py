@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,19 +24,19 @@ from castoff.agent.fleet.elsewhere import Elsewhere
 from castoff.agent.fleet.images import ImagesHere
 from castoff.agent.fleet.outward import Outward
 from castoff.agent.fleet.placing import Placing
+from castoff.agent.fleet.whom import keep_holders, keep_neighbours
 from castoff.agent.records import Records
 from castoff.api.server import Register
 from castoff.config import Config
 from castoff.fleet.connection import Connection, end
 from castoff.fleet.holders import Holders
-from castoff.fleet.members import BEAT, Members
-from castoff.fleet.neighbours import neighbours
+from castoff.fleet.members import Members
 from castoff.fleet.placement import Placement
 from castoff.fleet.record import HostRecord
 from castoff.fleet.reservations import Reservations
 from castoff.fleet.roster import Roster
 from castoff.lifecycle.machines import Machines
-from castoff.peers.known import KNOWN_PEERS, write_known
+from castoff.peers.known import HOLDERS, KNOWN_PEERS
 from castoff.peers.settings import PeerSettings
 from castoff.store.store import Store
 
@@ -78,7 +77,8 @@ async def in_fleet(
         Invalid: The settings are broken.
     """
     if not config.fleet.is_used:
-        (directory / KNOWN_PEERS).unlink(missing_ok=True)
+        for name in (KNOWN_PEERS, HOLDERS):
+            (directory / name).unlink(missing_ok=True)
         yield None
         return
     identity = await asyncio.to_thread(host_identity, directory)
@@ -104,11 +104,12 @@ async def in_fleet(
             elsewhere = await stack.enter_async_context(Elsewhere.open(members, roster, outward, connection, machines))
         else:
             notice("this host makes its machines itself: others make them with peers.listen, peers.url and certificates")
-        telling = asyncio.create_task(_tell_whom_to_ask(members, describe, directory / KNOWN_PEERS))
+        telling = asyncio.create_task(keep_neighbours(members, describe, directory))
+        naming = asyncio.create_task(keep_holders(members, holders, describe, directory))
         try:
             yield Fleet(config.fleet.name, connection, members, holders, roster, placing, describe, elsewhere)
         finally:
-            await end(telling)
+            await end(telling, naming)
 
 
 def placed(fleet: Fleet | None) -> Register:
@@ -135,24 +136,3 @@ async def host_doors(config: Config, fleet: Fleet | None, records: Records, sock
 def trusts_hosts(settings: PeerSettings) -> bool:
     """Whether this host can tell other hosts of the fleet from strangers, and they reach it."""
     return bool(settings.listen and settings.url and settings.authority is not None)
-
-
-async def _tell_whom_to_ask(members: Members, describe: Callable[[], HostRecord], path: Path) -> None:
-    """Keeps the file that hydrators and other commands of this host read."""
-    order = partial(_order, members.own)
-    told: list[str] | None = None
-    with members.changes() as changed:
-        while True:
-            changed.clear()
-            urls = list(neighbours(describe(), [member.record for member in members.alive()], order))
-            kept = bool(told) and members.is_in_doubt  # cut off from NATS is not from one another
-            if urls != told and not kept:
-                await asyncio.to_thread(write_known, path, urls)
-                told = urls
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT if kept else None):
-                    await changed.wait()
-
-
-def _order(own: str, other: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{own} {other}".encode(), digest_size=8).digest(), "big")
