@@ -6,6 +6,7 @@ Each test's host is a network namespace, and what is beyond it another.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -186,6 +187,31 @@ async def test_machines_of_an_app_reach_one_another_and_nobody_else(host: OnHost
     ports = json.loads(inside(HOST, "ip", "-json", "link", "show", "master", "castoff0") or "[]")
     assert ports == []
     assert "elements" not in inside(HOST, "nft", "list", "ruleset")
+
+
+async def test_what_a_stopped_machine_publishes_is_refused_at_once(host: OnHost) -> None:
+    """From beyond and at the host itself, where a route to nobody would say something else, and late; open again with it."""
+    services = [{"protocol": "tcp", "internal_port": 8000, "ports": [{"port": 18000}]}]
+    connect = "import socket, sys; print(socket.socket().connect_ex((sys.argv[1], 18000)))"
+    fetch = "import urllib.request, sys; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+    with agent(host) as running:
+        async with running.client() as api:
+            await asked(api, "POST", "/v1/apps", {"name": "one", "org_slug": "personal"}, status=201)
+            guest = await Guest.make(api, host.image, "one", services=services)
+            await guest.started()
+            assert await guest.eventually_fetches("127.0.0.1", 8000) == "from the image"
+            await asked(api, "POST", f"{guest.path}/stop", {})
+            await asked(api, "GET", f"{guest.path}/wait?state=stopped&timeout=60")
+            for namespace, address in ((BEYOND, OWN), (HOST, "127.0.0.1")):
+                said = inside(namespace, sys.executable, "-c", connect, address)
+                assert said.strip() == str(errno.ECONNREFUSED), (namespace, address)
+            await asked(api, "POST", f"{guest.path}/start", {})
+            await guest.started()
+            assert await guest.eventually_fetches("127.0.0.1", 8000) == "from the image"
+            for namespace, address in ((BEYOND, OWN), (HOST, "127.0.0.1")):
+                said = inside(namespace, sys.executable, "-c", fetch, f"http://{address}:18000/data")
+                assert said.strip() == "from the image", (namespace, address)
+        await remove_machines(running)
 
 
 async def test_a_machine_is_held_to_its_rate(host: OnHost, tmp_path: Path) -> None:

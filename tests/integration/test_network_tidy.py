@@ -63,6 +63,12 @@ async def main():
     assert "10.211.0.2 : 0x00000002" in rules() and ". 9000 :" in rules() and ". 8000 :" not in rules()
     assert limits() == [("a", "2097152"), ("b", "1048576"), ("c", "1048576")]
 
+    await first.close_ports(IDS[0])  # it does not run
+    await first.close_ports(IDS[0])
+    assert ". 9000 :" not in rules() and ". 8001 :" in rules() and "10.211.0.2 : 0x00000002" in rules()
+    await first.admit(launch(0, "two", 9000), FASTER)  # it is started again
+    assert ". 9000 :" in rules()
+
     second = await network()  # the agent was killed
     await second.admit(launch(0, "two", 9000), RATES)  # it has another configuration
     assert limits()[0] in (("a", "1048576"), ("a", "2097152"))
@@ -79,6 +85,7 @@ async def main():
     subprocess.run(["nft", "flush", "ruleset"], check=True)
     await second.dismiss(IDS[0])  # finds other rules than it knows of
     assert has(1, rules()) and not has(0, rules()) and taps() == [device_name(IDS[1])]
+    await second.close_ports(IDS[1])
     await second.dismiss(IDS[1])
     await second.dismiss(IDS[1])
     assert "elements" not in rules() and taps() == [] and limits() == []

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,19 +102,23 @@ class HostLauncher:
         existing = await self._clear(launch)
         request = machine_request(launch, self._allowed, existing, reflink=self._host.store.reflink)
         request = replace(request, **await self._card(launch))
-        machine = await create(
-            request,
-            config=self._host.config,
-            store=self._host.store,
-            providers=self._host.providers,
-            records=self._host.machines,
-            known=self._known,
-        )
+        try:
+            machine = await create(
+                request,
+                config=self._host.config,
+                store=self._host.store,
+                providers=self._host.providers,
+                records=self._host.machines,
+                known=self._known,
+            )
+        except BaseException:
+            await asyncio.shield(self._close_ports(launch.machine))
+            raise
         try:
             assert machine.guest is not None
             surroundings = _surroundings(request, machine.guest, launch.version)
             log = await uninterrupted(self._begin, machine.directory, surroundings, launch.machine, existing)
-            return HostRun(machine, log, surroundings, began_cold=began_cold)
+            return HostRun(machine, log, surroundings, ended=partial(self._close_ports, launch.machine), began_cold=began_cold)
         except BaseException:
             await asyncio.shield(machine.kill())
             await asyncio.shield(machine.close())
@@ -154,7 +159,8 @@ class HostLauncher:
             record, settings=self._host.config.vmm, records=self._host.machines, providers=self._host.providers
         )
         try:
-            return HostRun(machine, self._logs.writer(record.id, resume=True), surroundings)
+            log = self._logs.writer(record.id, resume=True)
+            return HostRun(machine, log, surroundings, ended=partial(self._close_ports, record.id))
         except BaseException:
             await asyncio.shield(machine.kill())
             await asyncio.shield(machine.close())
@@ -215,7 +221,7 @@ class HostLauncher:
         machine = Machine(
             record, records=self._host.machines, providers=self._host.providers, handle=handle, channel=channel, hydration=lazy
         )
-        return HostRun(machine, log, surroundings)
+        return HostRun(machine, log, surroundings, ended=partial(self._close_ports, record.id))
 
     async def last_exit(self, machine: MachineId) -> RunExit | None:
         """See castoff.lifecycle.launcher.Remembering."""
@@ -251,8 +257,17 @@ class HostLauncher:
             return await asyncio.to_thread(self._host.machines.get, machine)
         return None
 
+    async def _close_ports(self, machine: MachineId) -> None:
+        """Has who connects to a machine that does not run refused, instead of waiting; where that fails, they wait."""
+        if self._network is not None:
+            try:
+                await self._network.close_ports(machine)
+            except CastoffError as error:
+                self._host.providers.notice(f"machine {machine} has ended, and its ports are still open: {error}")
+
     async def _over(self, record: MachineRecord) -> None:
         """Writes down that nothing runs, and what the host knows of why."""
+        await self._close_ports(record.id)
         group = group_of(record.vmm_state)
         if record.exit_code is None and (killed := why_killed(group)):
             record = msgspec.structs.replace(record, exit_code=-1, out_of_memory=True, exit_message=killed)

@@ -72,11 +72,21 @@ class HostRun:
         machine: The machine, whose command was started.
         log: Gets its output.
         surroundings: Of its command.
+        ended: Called when its command has ended, or it is suspended; raises nothing.
         began_cold: Why it did not go on from its memory, though it should have; empty: it did, or should not.
     """
 
-    def __init__(self, machine: Machine, log: LogWriter, surroundings: Surroundings, *, began_cold: str = "") -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        log: LogWriter,
+        surroundings: Surroundings,
+        *,
+        ended: Callable[[], Awaitable[None]],
+        began_cold: str = "",
+    ) -> None:
         self.began_cold = began_cold
+        self._ended = ended
         self._machine = machine
         self._log = log
         self._surroundings = surroundings
@@ -234,6 +244,7 @@ class HostRun:
                 memory = isinstance(error, MachineLost) and error.out_of_memory
                 exit = remembered(self._machine.record) or RunExit(code=-1, out_of_memory=memory, message=str(error))
             await self._control.close()
+            await self._ended()
             if self._machine.record.state == MachineState.SUSPENDED:
                 return RunExit(code=-1, message="it is suspended")
             try:

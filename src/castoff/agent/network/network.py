@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from castoff.agent.network import rules
@@ -105,6 +105,18 @@ class HostNetwork:
             member = self._members.pop(machine, None)
             if member is not None:
                 await self._apply(rules.members_removed(self._settings, [member]))
+
+    async def close_ports(self, machine: MachineId) -> None:
+        """A machine does not run: who connects to what it publishes is refused at once, until it is let in again. Idempotent.
+
+        Raises:
+            Unavailable: The rules cannot be changed.
+        """
+        async with self._lock:
+            member = self._members.get(machine)
+            if member is not None and member.ports:
+                self._members[machine] = replace(member, ports=())
+                await self._apply(rules.ports_closed(self._settings, member))
 
     async def tidy(self, machines: Iterable[MachineId]) -> int:
         """Removes taps that nobody knows any more, and their rules, and sees to what is missing; counts the taps.

@@ -24,7 +24,7 @@ from castoff.lifecycle.settings import NetworkSettings
 from castoff.vmm.rates import Rates
 from castoff.vmm.tap import Tap
 
-__all__ = ["Member", "forget_members", "members_added", "members_removed", "tables"]
+__all__ = ["Member", "forget_members", "members_added", "members_removed", "ports_closed", "tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +154,11 @@ def members_removed(settings: NetworkSettings, members: Iterable[Member]) -> str
     return _change("delete", settings, members) + "".join(limits)
 
 
+def ports_closed(settings: NetworkSettings, member: Member) -> str:
+    """What a member publishes leads nowhere: the host itself refuses, where nothing of its own listens there."""
+    return f"delete element inet {settings.bridge} published {{ {', '.join(_published(member, settings.publish))} }}\n"
+
+
 def forget_rates(settings: NetworkSettings) -> str:
     """No rates are left: nftables cannot flush them, so their table goes, for the transaction that makes it anew."""
     return f"add table bridge {settings.bridge}\ndelete table bridge {settings.bridge}\n"
@@ -200,9 +205,7 @@ def _elements(member: Member, hosts: Sequence[str]) -> dict[tuple[str, str], lis
         ("bridge", "rates_to"): [f'"{tap.device}" : "{name}"' for name, _, _ in _limits(member)[1:]],
         ("inet", "apps"): [f"{own} : {app}"],
         ("inet", "members"): [f"{own} . {app}"],
-        ("inet", "published"): [
-            f"{host} . {port.host_port} : {own} . {port.guest_port}" for host in hosts for port in member.ports
-        ],
+        ("inet", "published"): _published(member, hosts),
     }
     if tap.address6:
         # The card's own link-local address: neighbours of the host's are asked from it.
@@ -210,6 +213,10 @@ def _elements(member: Member, hosts: Sequence[str]) -> dict[tuple[str, str], lis
         found["inet", "apps6"] = [f"{tap.address6} : {app}"]
         found["inet", "members6"] = [f"{tap.address6} . {app}"]
     return found
+
+
+def _published(member: Member, hosts: Sequence[str]) -> list[str]:
+    return [f"{host} . {port.host_port} : {member.address} . {port.guest_port}" for host in hosts for port in member.ports]
 
 
 def _link_local(mac: str) -> str:
