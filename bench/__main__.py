@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench import (
     agent,
+    answers,
     boot_chart,
     boots,
     chart,
@@ -50,6 +51,7 @@ GROUPS: dict[str, Callable[[Stage], Iterable[Row]]] = {
     "start": start.rows,
     "density": density.rows,
     "agent": agent.rows,
+    "answers": answers.rows,
     "lazy": lazy.rows,
     "boots": boots.rows,
     "fleet": fleet.rows,
