@@ -184,7 +184,10 @@ def fanotify() -> Finding:
                 )
     finally:
         os.close(group)
-    return Finding("fanotify", True, "pre-content events work", gives)
+    from castoff.hydrate.answerer import is_built
+
+    by = "compiled code answers" if is_built() else "Python answers: castoff was installed without gcc and libc6-dev"
+    return Finding("fanotify", True, f"pre-content events work, {by}", gives)
 
 
 def lazy(store: Store, settings: RootfsSettings) -> Finding:
