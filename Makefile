@@ -33,8 +33,8 @@ bench: setup-test ## measure against containerd, mke2fs, umoci and tar (25 minut
 fleet: setup-test ## boot a cold image on three hosts in network namespaces, and print who sent what to whom (root)
 	@packaging/run-fleet
 
-bench-fleet: setup-test ## measure a region of 8 hosts in network namespaces: docs/bench/fleet (6 minutes, root)
-	$(BIN)/python -m bench --only region --results docs/bench/fleet
+bench-fleet: setup-test ## measure a region of 8 hosts in network namespaces, and where it makes machines: docs/bench/fleet (7 minutes, root)
+	$(BIN)/python -m bench --only region,placement --results docs/bench/fleet
 
 fuzz: setup-test ## property tests with fresh random input for 10 minutes (FUZZ_SECONDS)
 	@packaging/fuzz $(or $(FUZZ_SECONDS),600)

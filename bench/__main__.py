@@ -29,6 +29,7 @@ from bench import (
     flat,
     fleet,
     lazy,
+    placement,
     readme,
     registry,
     results,
@@ -56,8 +57,9 @@ GROUPS: dict[str, Callable[[Stage], Iterable[Row]]] = {
     "boots": boots.rows,
     "fleet": fleet.rows,
     "region": stampede.rows,
+    "placement": placement.rows,
 }
-_APART = {"region"}
+_APART = {"region", "placement"}
 """Groups that are measured when they are asked for, with results of their own."""
 _LONG = {"lazy", "boots", "fleet"}
 """Groups that take longer than all others together: ``--quick`` leaves them out, where it is not told otherwise."""

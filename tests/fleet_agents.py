@@ -1,6 +1,6 @@
 """Agents of a fleet whose machines run in memory: their API, database, peers' door, certificates and NATS are the real ones.
 
-``python fleet_agents.py CONFIGURATION`` (as JSON) is one as a process of its own, which can be killed.
+``python -m tests.fleet_agents CONFIGURATION`` (as JSON) is one as a process of its own, which can be killed.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+from tests.api_server import Images
+from tests.daemons import free_port
+from tests.fleet_authority import Authority
 
-from api_server import Images
 from castoff.agent.fleet.fleet import Fleet, host_doors, in_fleet, placed
 from castoff.agent.fleet.regions import fleet_room
 from castoff.agent.fleet.routes import fleet_routes
@@ -34,10 +37,8 @@ from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.settings import AgentSettings
 from castoff.store.settings import StoreSettings
 from castoff.store.store import Store
-from daemons import free_port
-from fleet_authority import Authority
 
-__all__ = ["FleetAgent", "configured", "fleet_agent"]
+__all__ = ["FleetAgent", "agent_process", "configured", "fleet_agent"]
 
 
 @dataclass
@@ -126,6 +127,22 @@ async def fleet_agent(config: Config, *, world: World | None = None) -> AsyncIte
         yield FleetAgent(
             config.fleet.host, f"http://{address}", records.first_token, session, world, fleet=fleet, machines=machines
         )
+
+
+@contextlib.contextmanager
+def agent_process(config: Config) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+    """An agent as a process of its own, with its ``url`` and ``token``; killed at the end of the block."""
+    words = [sys.executable, "-m", "tests.fleet_agents", msgspec.json.encode(config, enc_hook=str)]
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdin is not None
+    try:
+        yield process, json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait(20)
+        process.stdin.close()
+        process.stdout.close()
 
 
 async def _main(config: Config) -> None:

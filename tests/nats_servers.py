@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from daemons import free_port, tail, wait_for
+from tests.daemons import free_port, tail, wait_for
 
 __all__ = ["NatsServer", "nats_cluster", "nats_server"]
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from castoff.config import Config
-from fleet_agents import FleetAgent, configured, fleet_agent
+from fleet_agents import FleetAgent, agent_process, configured, fleet_agent
 from fleet_authority import Authority
 from nats_servers import NatsServer, nats_server
 
@@ -169,7 +164,7 @@ async def test_a_host_that_is_gone(tmp_path: Path, server: NatsServer) -> None:
     authority = Authority(tmp_path, "fleet")
     gone = configured(tmp_path, "gone", server.url, authority, region="nrt")
     with contextlib.ExitStack() as processes:
-        process, _ = processes.enter_context(separate(gone))
+        process, _ = processes.enter_context(agent_process(gone))
         async with fleet_agent(configured(tmp_path, "here", server.url, authority)) as here:
             await settled([here], 2)
             await here.ask("POST", "/v1/apps", {"app_name": "web", "org_slug": "personal"}, status=201)
@@ -189,7 +184,7 @@ async def test_a_host_that_is_gone(tmp_path: Path, server: NatsServer) -> None:
             assert listed == {far["id"]: "unreachable", near["id"]: "ok"}
             assert (await here.ask("GET", "/v1/orgs/personal/machines"))["error_regions"] == ["nrt"]
             assert (await here.response("POST", f"{one}/stop", {}))[0] == 503
-            again, _ = processes.enter_context(separate(gone))
+            again, _ = processes.enter_context(agent_process(gone))
             await becomes(lambda: is_ok(here, one))
             assert again.poll() is None
 
@@ -201,23 +196,6 @@ async def told_of(agent: FleetAgent, machine: str) -> bool:
 
 async def is_ok(agent: FleetAgent, path: str) -> bool:
     return bool((await agent.ask("GET", path))["host_status"] == "ok")
-
-
-@contextlib.contextmanager
-def separate(config: Config) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
-    """An agent as a process of its own."""
-    program = Path(__file__).parents[1] / "fleet_agents.py"
-    process = subprocess.Popen(
-        [sys.executable, program, msgspec.json.encode(config, enc_hook=str)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None and process.stdin is not None
-    try:
-        yield process, json.loads(process.stdout.readline())
-    finally:
-        process.kill()
-        process.wait(20)
-        process.stdin.close()
-        process.stdout.close()
 
 
 async def test_nats_dies(tmp_path: Path, server: NatsServer) -> None:
