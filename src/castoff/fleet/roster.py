@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import io
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Final
 
 import msgspec
+import zstandard
 
 from castoff.errors import Invalid
 from castoff.fleet.connection import Connection
 from castoff.fleet.told import telling
 
-__all__ = ["MachineRow", "Roster"]
+__all__ = ["MachineRow", "Roster", "pack_rows", "read_rows"]
 
 _MOST_BYTES: Final = 256 << 20
-_VALUE_BYTES: Final = 1 << 20
-"""NATS' own limit of a message: some 5,000 machines a host."""
-_MOST_ROWS: Final = 5000
+_VALUE_BYTES: Final = 1_000_000
+"""Within a message of a NATS server as it comes, 1 MiB: some 10,000 machines a host."""
+_PLAIN_BYTES: Final = 16 << 20
+_MOST_ROWS: Final = 20_000
 _LOOK: Final = 1.0
 _EXPECTED: Final = 60.0
 
@@ -37,6 +41,36 @@ class MachineRow(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     image: _Text
     created: int
     updated: int
+
+
+def pack_rows(rows: Sequence[MachineRow]) -> tuple[bytes, int]:
+    """What is told of machines, zstd of JSON; and of how many it is: those that are too many are left out."""
+    count = min(len(rows), _MOST_ROWS)
+    while True:
+        plain = msgspec.json.encode(rows[:count])
+        packed = zstandard.ZstdCompressor(level=1).compress(plain)
+        if len(packed) <= _VALUE_BYTES and len(plain) <= _PLAIN_BYTES:
+            return packed, count
+        count = count * 3 // 4
+
+
+def read_rows(data: bytes) -> dict[str, MachineRow]:
+    """What a host told of its machines, by their ids.
+
+    Raises:
+        Invalid: It makes no sense, or is more than any host tells.
+    """
+    if not data:
+        return {}
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 24).stream_reader(io.BytesIO(data)) as reader:
+            plain = reader.read(_PLAIN_BYTES + 1)  # whatever the frame says of its length
+        if len(plain) > _PLAIN_BYTES:
+            raise Invalid("its list of machines is too long")
+        rows = msgspec.json.decode(plain, type=list[MachineRow])
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"its list of machines is none: {error}") from error
+    return {row.id: row for row in rows}
 
 
 class Roster:
@@ -62,9 +96,21 @@ class Roster:
             notice: Called with a line for people.
         """
         roster = cls(own)
+        last = b""
+        packed = pack_rows([])[0]
+        told = False
 
         async def say() -> bytes:
-            return msgspec.json.encode(rows()[:_MOST_ROWS])
+            nonlocal last, packed, told
+            found = rows()
+            plain = msgspec.json.encode(found)
+            if plain != last:
+                packed, count = await asyncio.to_thread(pack_rows, found)
+                last = plain
+                if count < len(found) and not told:
+                    notice(f"this host tells its fleet of {count} of its {len(found)} machines: of the others only it knows")
+                    told = True
+            return packed
 
         limits = {"most_bytes": _MOST_BYTES, "value_bytes": _VALUE_BYTES}
         async with telling(connection, "machines", own, say, roster._hear, every=_LOOK, notice=notice, **limits):
@@ -102,10 +148,7 @@ class Roster:
     def _hear(self, host: str, data: bytes) -> None:
         if host == self._own:
             return
-        try:
-            rows = {row.id: row for row in msgspec.json.decode(data, type=list[MachineRow])} if data else {}
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Invalid(f"its list of machines is none: {error}") from error
+        rows = read_rows(data)
         for machine in self._rows.pop(host, {}):
             if self._host.get(machine) == host:
                 del self._host[machine]
