@@ -123,3 +123,24 @@ async def test_a_backup_is_never_a_copy() -> None:
             assert len(said) == 2 and parts.volumes.snapshots(APP, volume.id) == []
             await parts.attached.snapshot(APP, volume.id)
             assert len(parts.volumes.snapshots(APP, volume.id)) == 1
+
+
+async def test_the_volume_of_a_machine_that_is_no_more_is_given_back(tmp_path: Path) -> None:
+    """But not one of a machine of which something is on the host, which may write to it; nor one of a machine that is known,
+    whether it runs or not."""
+    async with parts_of(tmp_path) as parts:
+        running, stopped, vanished, unknown = [
+            (await parts.volumes.create(APP, name, size=GB)).id for name in ("running", "stopped", "vanished", "unknown")
+        ]
+        kept = [await parts.machine_with(running), await parts.machine_with(stopped)]
+        await parts.machines.stop(APP, kept[1])
+        await settled(parts.machines, parts.machines.get(APP, kept[1]), State.STOPPED)
+        for volume, machine in ((vanished, "a" * 14), (unknown, "b" * 14)):
+            await parts.volumes.attach(APP, volume, machine)
+
+        assert [lost.id for lost in await parts.attached.release_lost(["b" * 14])] == [vanished]
+        held = {volume.id: volume.machine for volume in parts.volumes.list()}
+        assert held == {running: kept[0], stopped: kept[1], vanished: None, unknown: "b" * 14}
+        assert await parts.attached.release_lost(["b" * 14]) == []
+        assert await parts.machine_with(vanished)
+        assert [lost.id for lost in await parts.attached.release_lost([])] == [unknown]

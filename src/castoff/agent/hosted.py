@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from castoff.agent.launch.launcher import HostLauncher
@@ -22,6 +21,7 @@ from castoff.config import Config
 from castoff.host import Host
 from castoff.lifecycle.addresses import Addresses
 from castoff.lifecycle.attached import Attached, Backups
+from castoff.lifecycle.launcher import Launcher
 from castoff.lifecycle.machines import Machines
 from castoff.lifecycle.ports import Ports
 
@@ -70,8 +70,12 @@ async def hosted_machines(
         if network is not None:
             names = Names(machines.list, resolvers_of(settings.network))
             await enter(serving_names(names, network.plan.gateway))
-        await enter(beside(reconcile_forever(machines, launcher, logs, partial(_sweep, host, network, machines), notice)))
         attached = Attached(records.volumes, machines)
+
+        async def sweep() -> int:
+            return await _sweep(host, network, machines) + await _release_lost(attached, launcher, notice)
+
+        await enter(beside(reconcile_forever(machines, launcher, logs, sweep, notice)))
         await enter(beside(Backups(records.volumes, attached, notice).forever()))
         yield machines, attached
 
@@ -80,6 +84,14 @@ async def _sweep(host: Host, network: HostNetwork | None, machines: Machines) ->
     """Removes what processes left that were killed, and counts it."""
     swept = await host.sweep()
     return swept + (await network.tidy(machine.id for machine in machines.list()) if network is not None else 0)
+
+
+async def _release_lost(attached: Attached, launcher: Launcher, notice: Callable[[str], None]) -> int:
+    """Gives back volumes of machines that are no more, tells of each, and counts them."""
+    lost = await attached.release_lost(await launcher.machines())
+    for volume in lost:
+        notice(f"volume {volume.id} was given back: machine {volume.machine}, which had it, is no more")
+    return len(lost)
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,6 +89,24 @@ class Attached:
             with contextlib.suppress(CastoffError):  # it ends, hangs or is of an older castoff
                 await (await self._running(machine)).sync_volume(self._volumes.file(id))
         return await self._volumes.snapshot(app, id, reflink=reflink)
+
+    async def release_lost(self, on_host: Collection[str]) -> list[Volume]:
+        """Gives back the volumes of machines that are no more, which nobody else could give back; those, as they were.
+
+        Args:
+            on_host: Machines of which something is on this host: one that nobody knows may run there and write, and keeps its
+                volumes.
+        """
+        lost = [volume for volume in self._volumes.list() if volume.machine and self._is_lost(volume.machine, on_host)]
+        for machine in {volume.machine for volume in lost if volume.machine}:
+            await self._volumes.detach(machine)
+        return lost
+
+    def _is_lost(self, machine: str, on_host: Collection[str]) -> bool:
+        try:
+            return self._machines.get(None, machine).state == State.DESTROYED and machine not in on_host
+        except NotFound:
+            return machine not in on_host
 
     async def _running(self, machine: str) -> HasVolumes:
         run = await self._machines.running(None, machine)
