@@ -17,8 +17,9 @@ from bench.cold import build
 from bench.measure import Failed, percentile, started
 from bench.results import Row, at_most
 from bench.stage import Published, Stage
-from castoff.vmm.channel import Exit, GuestChannel, GuestSession, Ready
+from castoff.vmm.channel import GuestChannel
 from castoff.vmm.guest import GuestSettings
+from castoff.vmm.guest_session import Exit, GuestSession, Ready
 from castoff.vmm.initramfs import assemble
 from castoff.vmm.kernel import find_kernel
 from castoff.vmm.qemu import QemuVmm
