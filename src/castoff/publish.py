@@ -109,9 +109,10 @@ class _Packing:
         await asyncio.to_thread(store.require, layer.size if here else 2 * layer.size, store.root)
         if stored is None or not stored.complete:
             async with self._conversions:
-                stored, pack = await convert_layer(layer, self._source, self._providers, pack=target)
-            if pack is not None:
-                return await asyncio.to_thread(read_index, stored.index), pack
+                converted = await convert_layer(layer, self._source, self._providers, pack=target)
+            stored = converted.stored
+            if converted.pack is not None:
+                return await asyncio.to_thread(read_index, stored.index), converted.pack
         async with self._alone:
             return await _pack(stored, target)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,7 +84,14 @@ async def test_of_three_hosts_that_begin_together_one_converts_each_layer(
     async with contextlib.AsyncExitStack() as stack:
         hosts = [await stack.enter_async_context(fleet_host(scratch_xfs, nats.url, n)) for n in range(3)]
         await connected(*hosts)
+        published: list[str] = []
+        for host in hosts:
+            name = host.record.name
+            tell = partial(lambda name, image: published.append(name), name)
+            host.host.providers = replace(host.host.providers, converted=tell)
         await asyncio.gather(*(make(host, f"{registry.host}/app") for host in hosts))
+        builders = {cell.value for cell in (await hosts[0].bucket.all()).values()}
+        assert sorted(published) == sorted({json.loads(value)["name"] for value in builders})
         assert list(sent(registry, built).values()) == [1, 1, 1]
         assert hosts[0].segments == hosts[1].segments == hosts[2].segments
         assert len(hosts[0].segments) == 3

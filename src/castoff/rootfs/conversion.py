@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from castoff import timeline
@@ -23,14 +24,29 @@ from castoff.store.layers import StoredLayer
 from castoff.store.store import Store
 from castoff.together import together
 
-__all__ = ["convert_layer", "convert_layers"]
+__all__ = ["ConvertedLayer", "convert_layer", "convert_layers"]
 
 _LOOK = 8 << 20
 """Compressed bytes after which free space is looked at again."""
 
 
-async def convert_layers(image: Image, source: ImageSource, context: ProviderContext) -> list[StoredLayer]:
-    """The image's layers, complete and pinned, the lowest first.
+@dataclass(frozen=True, slots=True)
+class ConvertedLayer:
+    """A layer that was not here and is now.
+
+    Attributes:
+        stored: The layer, complete and pinned.
+        pack: Its pack, if one was asked for and the layer was converted by us.
+        is_ours: Whether it was converted by us.
+    """
+
+    stored: StoredLayer
+    pack: Pack | None
+    is_ours: bool
+
+
+async def convert_layers(image: Image, source: ImageSource, context: ProviderContext) -> tuple[list[StoredLayer], bool]:
+    """The image's layers, complete and pinned, the lowest first; and whether any of them was converted by us.
 
     Raises:
         Invalid, NoSpace, CastoffError: As castoff.layers.convert and the source raise; the other conversions are stopped.
@@ -42,19 +58,19 @@ async def convert_layers(image: Image, source: ImageSource, context: ProviderCon
     await asyncio.to_thread(_foresee, missing, context.store)
     turns = asyncio.Semaphore(context.settings.parallel)
 
-    async def take_turn(layer: Layer) -> StoredLayer:
+    async def take_turn(layer: Layer) -> ConvertedLayer:
         async with turns:
-            return (await convert_layer(layer, source, context))[0]
+            return await convert_layer(layer, source, context)
 
     with timeline.step("rootfs.conversion", layers=len(missing), total=sum(layer.size for layer in missing)):
         converted = await together(take_turn(layer) for layer in missing)
-    layers = {layer.diff_id: layer for layer in (*found.values(), *converted)}
-    return [layers[layer.diff_id] for layer in image.layers]
+    layers = {layer.diff_id: layer for layer in (*found.values(), *(one.stored for one in converted))}
+    return [layers[layer.diff_id] for layer in image.layers], any(one.is_ours for one in converted)
 
 
 async def convert_layer(
     layer: Layer, source: ImageSource, context: ProviderContext, *, pack: Path | None = None
-) -> tuple[StoredLayer, Pack | None]:
+) -> ConvertedLayer:
     """One layer, converted here unless it is here already, or somebody else does it, on this host or on another.
 
     Args:
@@ -63,25 +79,25 @@ async def convert_layer(
         context: The store and the limits.
         pack: A file, not there yet, for the layer's pack.
 
-    Returns:
-        The layer, complete and pinned, and its pack if one was asked for and the layer was converted by us.
-
     Raises:
         Invalid, NoSpace, CastoffError: As castoff.layers.convert and the source raise.
     """
     made: Pack | None = None
+    is_ours = False
 
     async def build(directory: Path) -> None:
-        nonlocal made
+        nonlocal made, is_ours
         async with source.open_blob(layer) as blob:
             pieces = _watched(blob, layer, directory, context.store)
             made = await convert(layer, pieces, directory, context.limits, pack=pack)
         await uninterrupted(_compile, directory)
+        is_ours = True
 
     async with context.builds.turn(layer, context) as given:
         if given is None:
-            return await context.store.build_layer(layer.diff_id, build), made
-    return given, None
+            stored = await context.store.build_layer(layer.diff_id, build)
+            return ConvertedLayer(stored, made, is_ours)
+    return ConvertedLayer(given, None, is_ours=False)
 
 
 def _compile(directory: Path) -> None:

@@ -126,8 +126,10 @@ class LayeredProvider:
     async def _make(self, request: RootfsRequest) -> StoredRootfs:
         from castoff.rootfs.conversion import convert_layers
 
-        stored = await self._build(request, await convert_layers(request.image, request.source, self._context))
-        self._context.converted(request.image)
+        layers, is_ours = await convert_layers(request.image, request.source, self._context)
+        stored = await self._build(request, layers)
+        if is_ours:  # else whoever converted them is told
+            self._context.converted(request.image)
         return stored
 
     async def _build(self, request: RootfsRequest, layers: Sequence[StoredLayer]) -> StoredRootfs:
