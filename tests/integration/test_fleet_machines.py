@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from castoff.lifecycle.config import parse_config
+from castoff.lifecycle.model import CreateRequest
+from castoff.machine.model import MachineId
 from fleet_agents import FleetAgent, agent_process, configured, fleet_agent
 from fleet_authority import Authority
 from nats_servers import NatsServer, nats_server
@@ -138,6 +141,29 @@ async def test_what_is_full_refuses(tmp_path: Path, server: NatsServer) -> None:
             assert (status, answer["status"]) == (422, "insufficient_capacity")
         assert not any(agent.machines.list() for agent in agents if agent.machines is not None)
         assert (await agents[0].response("POST", MACHINES, {"config": config_of(), "region": "mars"}))[0] >= 400
+
+
+async def test_any_region(tmp_path: Path, server: NatsServer) -> None:
+    """The one of the host that is asked first; another one where that is full."""
+    async with three(tmp_path, server, c=64.0) as agents:
+        near = await create(agents[0], "any")
+        assert near["region"] == "fra"
+        much = (await agents[0].hosts())["a"]["cpus"] + 1
+        far = await create(agents[0], "any", cpus=much)
+        assert (home(agents, far["id"]), far["region"]) == ("c", "nrt")
+
+
+async def test_what_is_asked_for_again_meanwhile_is_made_once(tmp_path: Path, server: NatsServer) -> None:
+    """A host whose answer was lost is asked for the same machine while it still makes it."""
+    authority = Authority(tmp_path, "fleet")
+    async with fleet_agent(configured(tmp_path, "a", server.url, authority)) as agent:
+        await agent.ask("POST", "/v1/apps", {"app_name": "web", "org_slug": "personal"}, status=201)
+        assert agent.machines is not None
+        request = CreateRequest(document=config_of(), config=parse_config(config_of()))
+        made = await asyncio.gather(*(agent.machines.create("web", request, id=MachineId("a" * 14)) for _ in range(5)))
+        assert {machine.id for machine in made} == {"a" * 14}
+        await agent.ask("GET", f"{MACHINES}/{'a' * 14}/wait?state=started")
+        assert len(agent.machines.list()) == len(agent.world.launches) == 1
 
 
 async def test_two_hundred_at_once(tmp_path: Path, server: NatsServer) -> None:

@@ -7,14 +7,15 @@ from typing import Any, Final
 
 from castoff.lifecycle.config import Guest
 
-__all__ = ["ALONE", "Room", "plan", "region_document", "region_names"]
+__all__ = ["ALONE", "ANY", "Room", "plan", "region_document", "region_names"]
 
 Room = Callable[[Guest], Mapping[str, int]]
 """How many machines of a kind each region has room for; a region without room is named too."""
 
 ALONE: Final = 1000
 """Machines that a host of no fleet says it takes: it plans nothing and makes what it is asked for."""
-_ANY: Final = "any"
+ANY: Final = "any"
+"""A client's word for all regions that it does not name."""
 
 
 def region_names(own: str, room: Room | None) -> list[str]:
@@ -48,10 +49,10 @@ def plan(own: str, room: Mapping[str, int], expression: str, count: int) -> Sequ
     Returns:
         Regions with how many machines they get; those that get none are left out.
     """
-    wanted = [word.strip() for word in expression.split(",") if word.strip()] or [own, _ANY]
+    wanted = [word.strip() for word in expression.split(",") if word.strip()] or [own, ANY]
     order: list[str] = []
     for word in wanted:
-        named = sorted(room, key=lambda region: (region != own, -room[region], region)) if word == _ANY else [word]
+        named = sorted(room, key=lambda region: (region != own, -room[region], region)) if word == ANY else [word]
         order += [region for region in named if region in room and region not in order]
     left, planned = count, []
     for region in order:

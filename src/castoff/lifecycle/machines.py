@@ -221,7 +221,7 @@ class Machines:
         """
         if id is not None and self._board.has(id):
             return self.get(app, id)
-        return await self._operations.whole(self._create(app, request, id or new_machine_id()))
+        return await self._operations.whole(self._create(app, request, id or new_machine_id()), key=f"{app} {id}" if id else "")
 
     async def update(self, app: str | None, machine: str, request: UpdateRequest, *, nonce: str | None = None) -> Machine:
         """Gives a machine another configuration; one that runs goes on with it.

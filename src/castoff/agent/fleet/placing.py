@@ -19,6 +19,7 @@ from castoff.agent.fleet.outward import HERE, Outward, Unreached
 from castoff.api.auth import grant_of, is_local
 from castoff.api.errors import Refusal
 from castoff.api.parts import MACHINE_ID, PARTS
+from castoff.api.regions import ANY
 from castoff.api.wire.image import is_local as is_on_disk
 from castoff.api.wire.requests import MachineBody
 from castoff.errors import CastoffError, Unavailable
@@ -26,6 +27,7 @@ from castoff.fleet.members import Members
 from castoff.fleet.offers import Offer
 from castoff.fleet.placement import Placement
 from castoff.fleet.record import HostRecord
+from castoff.fleet.room import room_by_region
 from castoff.fleet.roster import Roster
 from castoff.lifecycle.config import MachineConfig, parse_config
 from castoff.machine.model import MachineId, new_machine_id, parse_machine_id
@@ -72,9 +74,9 @@ class Placing:
             return await handler(request)
         region, config = wanted
         try:
-            offers = await self.placement.ask(config.image, self.layers(config.image), wanted_of(config), region)
+            offers = await self._offers(config, region, request.app[PARTS].settings.region)
         except Unavailable:
-            if region not in ("", request.app[PARTS].settings.region):
+            if region not in ("", ANY, request.app[PARTS].settings.region):
                 raise
             return await handler(request)  # cut off just now: what fits here is made here
         request[MACHINE_ID] = machine = new_machine_id()
@@ -82,6 +84,19 @@ class Placing:
             return await self._made(request, handler, machine, offers)
         finally:
             await self.placement.release(offers)
+
+    async def _offers(self, config: MachineConfig, region: str, own: str) -> list[Offer]:
+        """Of a region's hosts; for any region, of the first that has room: this host's own, then those where most is free."""
+        wanted, image = wanted_of(config), config.image
+        if region != ANY:
+            return await self.placement.ask(image, self.layers(image), wanted, region)
+        hosts = [member.record for member in self.members.alive()]
+        room = room_by_region(hosts, cpus=wanted.cpus, memory_mb=wanted.memory_mb, gpus=wanted.gpus, gpu_kind=wanted.gpu_kind)
+        for name in sorted(room, key=lambda name: (name != own, -room[name], name)):
+            offers = await self.placement.ask(image, self.layers(image), wanted, name)
+            if offers:
+                return offers
+        return []
 
     async def _made(self, request: web.Request, handler: _Handler, machine: MachineId, offers: list[Offer]) -> web.StreamResponse:
         """Asks one host after another, the best offer first, as long as it is sure that none of them made it."""
@@ -130,7 +145,7 @@ class Placing:
         except Unavailable as lost:
             try:
                 return await self.outward.make(host, order)  # it may have made it: asked again, it gives the same one
-            except Unreached:
+            except Unavailable:
                 hint = f"look for machine {machine} when that host is back, before you make another"
                 raise Unavailable(f"whether host {host.name} made the machine is not known: {lost.what}", hint=hint) from lost
 

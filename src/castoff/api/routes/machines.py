@@ -12,6 +12,7 @@ from castoff.api import body
 from castoff.api.answer import json_answer, ok
 from castoff.api.auth import grant_of
 from castoff.api.parts import MACHINE_ID, PARTS, Parts
+from castoff.api.regions import ANY
 from castoff.api.wire.image import check_image
 from castoff.api.wire.machine import MachineViews, machine_document, summary_document
 from castoff.api.wire.requests import ExecBody, MachineBody, SignalBody, StopBody
@@ -89,7 +90,7 @@ async def create_machine(request: web.Request) -> web.Response:
             config=_config(request, wanted),
             document=_document(parts, app, wanted.config),
             name=wanted.name or None,
-            region=wanted.region or None,
+            region=wanted.region if wanted.region not in ("", ANY) else None,
             skip_launch=bool(wanted.skip_launch),
             skip_service_registration=bool(wanted.skip_service_registration),
             lease_ttl=wanted.lease_ttl or None,
