@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _PORT, _PEER_PORT, _NATS_PORT = 5000, 4290, 4222
 _BURST_SECONDS = 0.004
 """Of the rate, that may pass at once: the kernel's timer must wake more often than that (HZ is 250 or more)."""
 _LEAST_BURST = 96 << 10
+_END_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +168,22 @@ def _join(switch: str, namespace: str, port: str, number: int, megabits: int) ->
     _shape(switch, port, megabits)
 
 
+def _end(namespace: str) -> None:
+    """Ends what still runs in a namespace of ours (hydrators wait for more to do), and deletes it; its cables go with it."""
+    deadline = time.monotonic() + _END_SECONDS
+    while (pids := _run("ip", "netns", "pids", namespace).split()) and time.monotonic() < deadline:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.05)
+    _run("ip", "netns", "delete", namespace)
+
+
 def _sweep() -> None:
     """Clears away the regions whose maker was killed: processes, then namespaces."""
     for path in sorted(Path("/run/netns").glob(f"{_PREFIX}*")):
         if not Path("/proc", path.name.removeprefix(_PREFIX).partition("-")[0]).exists():
-            for pid in _run("ip", "netns", "pids", path.name).split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            _run("ip", "netns", "delete", path.name)
+            _end(path.name)
     for path in Path("/dev/shm").glob(f"{_PREFIX}*"):
         if not Path("/proc", path.name.removeprefix(_PREFIX)).exists():
             subprocess.run(["packaging/unmount", str(path)], check=True)
@@ -198,7 +208,7 @@ def _namespace(name: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        _run("ip", "netns", "delete", name)  # its cables go with it
+        _end(name)
 
 
 @contextlib.contextmanager

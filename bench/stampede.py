@@ -35,7 +35,7 @@ def rows(stage: Stage) -> Iterable[Row]:
         yield from _preloads(lab)
         yield from _urgent(lab)
         yield from _creates(lab)
-        yield from _added(lab, 1 if stage.quick else 3)
+        yield from _added(lab, 1 if stage.quick else 2)
 
 
 def _preloads(lab: RegionLab) -> Iterable[Row]:
