@@ -23,7 +23,7 @@ from castoff.api.body import CLIENT_TIMEOUT
 from castoff.api.connections import Connections
 from castoff.api.errors import Refusal, error_answer
 from castoff.api.limits import Rates, rate_limits
-from castoff.api.parts import PARTS, Parts
+from castoff.api.parts import MACHINE_ID, PARTS, Parts
 from castoff.api.routes.machines import VIEWS
 from castoff.api.routes.table import ROUTES
 from castoff.api.wire.machine import MachineViews
@@ -148,9 +148,23 @@ async def _answering(request: web.Request, handler: _Handler) -> web.StreamRespo
         request.method,
         request.raw_path.partition("?")[0],  # as it was sent: escaped, and without what a query may tell
         answer.status,
-        extra={"request_id": exchange.identity, "milliseconds": round((time.monotonic() - exchange.received) * 1000, 1)},
+        extra={
+            "request_id": exchange.identity,
+            "milliseconds": round((time.monotonic() - exchange.received) * 1000, 1),
+            **_subject(request),
+        },
     )
     return answer
+
+
+def _subject(request: web.Request) -> dict[str, str]:
+    """The app and the machine that a request is about, as far as it is."""
+    found = request.match_info
+    resource = found.route.resource
+    subject = {"app": found["app"]} if "app" in found else {}
+    if machine := request.get(MACHINE_ID) or (found["id"] if resource and "/machines/{id}" in resource.canonical else ""):
+        subject["machine"] = str(machine)
+    return subject
 
 
 async def _answer(request: web.Request, handler: _Handler, exchange: _Exchange) -> web.StreamResponse:
@@ -167,7 +181,7 @@ async def _answer(request: web.Request, handler: _Handler, exchange: _Exchange) 
         raise
     except Exception as error:
         if not isinstance(error, CastoffError) or isinstance(error, Internal):
-            _LOG.exception("request %s failed", exchange.identity, extra={"request_id": exchange.identity})
+            _LOG.exception("request %s failed", exchange.identity, extra={"request_id": exchange.identity, **_subject(request)})
         if exchange.answered:  # a stream: a second head would be taken for a part of it, so the client sees it break off
             raise ConnectionAbortedError("the answer broke off") from error
         if isinstance(error, CastoffError):

@@ -6,10 +6,11 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from castoff.agent.reload import Reload
 
 __all__ = ["command"]
+
+_MACHINE: Final = re.compile(r"machine ([0-9a-f]{14})\b")
+"""How a line begins that is about one machine."""
 
 
 @click.group(cls=Group, invoke_without_command=True)
@@ -82,7 +86,8 @@ async def _run(shared: Globals, discard_unknown: bool, urls: tuple[str, ...]) ->
     log = logging.getLogger("castoff.agent")
 
     def tell(line: str) -> None:
-        log.info("%s", line)
+        about = _MACHINE.match(line)
+        log.info("%s", line, extra={"machine": about[1]} if about else None)
 
     config = shared.load()
     if urls:
@@ -142,7 +147,7 @@ class _Lines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        for name in ("request_id", "milliseconds"):
+        for name in ("app", "machine", "request_id", "milliseconds"):
             if hasattr(record, name):
                 fields[name] = getattr(record, name)
         if record.exc_info:

@@ -98,6 +98,7 @@ async def create_machine(request: web.Request) -> web.Response:
         ),
         id=request.get(MACHINE_ID),
     )
+    request[MACHINE_ID] = machine.id  # for the log
     document = machine_document(machine)
     if wanted.lease_ttl and machine.lease is not None:
         document["nonce"] = machine.lease.nonce
