@@ -132,6 +132,22 @@ async def test_lists_are_of_all_hosts(tmp_path: Path, server: NatsServer) -> Non
             assert (await agent.response("GET", "/v1/orgs/foreign/machines"))[0] == 404
 
 
+async def test_a_name_is_one_machines(tmp_path: Path, server: NatsServer) -> None:
+    """Of an app, on whichever host that machine is."""
+    async with three(tmp_path, server) as agents:
+        body = {"config": config_of(), "name": "only", "region": "nrt"}
+        made = await agents[0].ask("POST", MACHINES, body)
+        await becomes(lambda: told_of(agents[0], made["id"]))
+        refused = await agents[0].ask("POST", MACHINES, {**body, "region": "fra"}, status=409)
+        assert "machine named 'only'" in refused["error"]
+        await agents[0].ask("DELETE", f"{MACHINES}/{made['id']}?force=true")
+
+        async def free() -> bool:
+            return (await agents[0].response("POST", MACHINES, {**body, "region": "fra"}))[0] == 200
+
+        await becomes(free)
+
+
 async def test_what_is_full_refuses(tmp_path: Path, server: NatsServer) -> None:
     """In words that clients know, wherever it is asked for; a region of nobody is no region."""
     async with three(tmp_path, server) as agents:

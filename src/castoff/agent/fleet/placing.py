@@ -22,7 +22,7 @@ from castoff.api.parts import MACHINE_ID, PARTS
 from castoff.api.regions import ANY
 from castoff.api.wire.image import is_local as is_on_disk
 from castoff.api.wire.requests import MachineBody
-from castoff.errors import CastoffError, Unavailable
+from castoff.errors import CastoffError, Conflict, Unavailable
 from castoff.fleet.members import Members
 from castoff.fleet.offers import Offer
 from castoff.fleet.placement import Placement
@@ -72,7 +72,8 @@ class Placing:
         wanted = await _wanted(request)
         if wanted is None or self.members.is_cut_off:
             return await handler(request)
-        region, config = wanted
+        region, config, name = wanted
+        self._check_name(request.match_info["app"], name)
         try:
             offers = await self._offers(config, region, request.app[PARTS].settings.region)
         except Unavailable:
@@ -84,6 +85,11 @@ class Placing:
             return await self._made(request, handler, machine, offers)
         finally:
             await self.placement.release(offers)
+
+    def _check_name(self, app: str, name: str) -> None:
+        """By what other hosts last told: two that make machines of one name in the same second do not know of one another."""
+        if name and any(row.name == name for rows in self.roster.of_app(app).values() for row in rows):
+            raise Conflict(f"app {app} has a machine named {name!r}", hint="take another name, or destroy that one")
 
     async def _offers(self, config: MachineConfig, region: str, own: str) -> list[Offer]:
         """Of a region's hosts; for any region, of the first that has room: this host's own, then those where most is free."""
@@ -163,8 +169,8 @@ class Placing:
             )
 
 
-async def _wanted(request: web.Request) -> tuple[str, MachineConfig] | None:
-    """Region and configuration of a machine that any host could make; None: this one must, or must say what is wrong with it."""
+async def _wanted(request: web.Request) -> tuple[str, MachineConfig, str] | None:
+    """Region, configuration and name of a machine that any host could make; None: this host must, or must say what is wrong."""
     try:
         body = msgspec.json.decode(await request.read(), type=MachineBody)
         config = parse_config(body.config)
@@ -172,7 +178,7 @@ async def _wanted(request: web.Request) -> tuple[str, MachineConfig] | None:
         return None
     if config.mounts or config.rootfs is not None or is_on_disk(config.image):
         return None  # its volume, its file or its image is here
-    return body.region or "", config
+    return body.region or "", config, body.name or ""
 
 
 def _is_no_room(status: int, answer: bytes) -> bool:
