@@ -39,7 +39,7 @@ bench-fleet: setup-test ## measure a region of 8 hosts in network namespaces, an
 fuzz: setup-test ## property tests with fresh random input for 10 minutes (FUZZ_SECONDS)
 	@packaging/fuzz $(or $(FUZZ_SECONDS),600)
 
-soak: setup-test ## 200 lazy boots with faults, 50 kills of every process at random (an hour; SOAK_BOOTS, SOAK_KILLS)
+soak: setup-test ## 200 lazy boots with faults, 4,000 machines of an agent, 50 kills of every process (over an hour; SOAK_BOOTS, SOAK_KILLS)
 	@packaging/soak $(or $(SOAK_BOOTS),200) $(or $(SOAK_KILLS),50)
 
 clean: ## remove what runs and builds left behind (not .venv, not the cached images)
