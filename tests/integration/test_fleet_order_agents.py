@@ -51,7 +51,7 @@ def hosts(root: Path, nats: str, *names: str) -> Iterator[dict[str, tuple[Castof
         yield running
 
 
-def wait_until(ready: Callable[[], object], seconds: float = 40) -> None:
+def wait_until(ready: Callable[[], object], seconds: float = 100) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end

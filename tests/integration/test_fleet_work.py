@@ -65,7 +65,7 @@ async def connected(host: FleetHost) -> None:
             await asyncio.sleep(0.01)
 
 
-async def eventually(what: Callable[[], Awaitable[object]], seconds: float = 30) -> object:
+async def eventually(what: Callable[[], Awaitable[object]], seconds: float = 60) -> object:
     """What is found at last; a server that is away is asked again."""
     found: object = None
     async with asyncio.timeout(seconds):
