@@ -22,6 +22,7 @@ import yaml
 from aiohttp import web
 
 SPECIFICATION = Path(__file__).resolve().parents[2] / "shared" / "specs" / "firecracker.yaml"
+VERSION = os.environ.get("FIRECRACKER_SERVER_VERSION", "1.15.0")
 BEFORE_BOOT = ("/boot-source", "/drives/", "/machine-config", "/network-interfaces/", "/vsock", "/logger", "/metrics", "/entropy")
 
 
@@ -43,6 +44,8 @@ class Api:
                 continue
             if method.lower() not in operations:
                 return f"{method} is not allowed on {path}"
+            if method == "GET":
+                return "a body is not allowed" if body else ""
             try:
                 value = json.loads(body)
             except ValueError as error:
@@ -92,6 +95,8 @@ class Firecracker:
         self._record = record
         self._told: dict[str, dict[str, Any]] = {}
         self._started = False
+        self._paused = False
+        self._counted = 0
         self._ended = asyncio.Event()
 
     async def run(self, socket: str) -> None:
@@ -109,6 +114,8 @@ class Firecracker:
         problem = self._api.problem(request.method, request.path, body) or self._out_of_order(request.path)
         with self._record.open("a") as record:
             record.write(json.dumps({"path": request.path, "body": body.decode(), "problem": problem}) + "\n")
+        if not problem and request.method == "GET":
+            return web.json_response(self._answer(request.path))
         if not problem:
             self._told[request.path] = json.loads(body)
             problem = await self._act(request.path)
@@ -117,8 +124,60 @@ class Firecracker:
         return web.Response(status=204)
 
     def _out_of_order(self, path: str) -> str:
-        if self._started and path.startswith(BEFORE_BOOT):
+        if self._started and path.startswith((*BEFORE_BOOT, "/snapshot/load")):
             return "The requested operation is not supported after starting the microVM."
+        if not self._started and path.startswith(("/vm", "/snapshot/create")):
+            return "The requested operation is not supported before starting the microVM."
+        if path == "/snapshot/create" and not self._paused:
+            return "Cannot save the microVM: it is not paused."
+        if path == "/snapshot/load" and set(self._told) - {"/logger", "/metrics"}:
+            return "Loading a microVM snapshot not allowed after configuring boot-specific resources."
+        return ""
+
+    def _answer(self, path: str) -> dict[str, Any]:
+        if path != "/":
+            return {}
+        state = "Not started" if not self._started else "Paused" if self._paused else "Running"
+        return {"app_name": "Firecracker", "id": "x", "state": state, "vmm_version": VERSION}
+
+    def _create(self, told: dict[str, Any]) -> str:
+        """All of the memory and what the devices are."""
+        size = self._told["/machine-config"]["mem_size_mib"] << 20
+        devices = {path: body for path, body in self._told.items() if path.startswith((*BEFORE_BOOT, "/actions"))}
+        try:
+            with open(told["mem_file_path"], "r+b") as file:  # noqa: PTH123
+                file.truncate(size)
+                file.seek(size // 2)
+                file.write(self._counted.to_bytes(8, "little"))
+            with open(told["snapshot_path"], "w") as file:  # noqa: PTH123
+                json.dump({"devices": devices, "version": VERSION}, file)
+        except OSError as error:
+            return f"Cannot write: {error}"
+        return ""
+
+    async def _load(self, told: dict[str, Any]) -> str:
+        """Opens drives and binds the vsock socket where they were, as the real one does."""
+        try:
+            with open(told["snapshot_path"]) as file:  # noqa: PTH123
+                state = json.load(file)
+            memory = told["mem_backend"]["backend_path"]
+            with open(memory, "rb") as file:  # noqa: PTH123
+                file.seek(Path(memory).stat().st_size // 2)
+                self._counted = int.from_bytes(file.read(8), "little")
+        except OSError as error:
+            return f"Cannot load: {error}"
+        if os.access(memory, os.W_OK) and os.geteuid():
+            return "a jailed Firecracker must not be able to change the memory"
+        if state["version"] != VERSION:
+            return "Incompatible snapshot version"
+        self._told |= state["devices"]
+        for path, body in state["devices"].items():
+            if path.startswith("/drives/") and (
+                problem := _unreadable(body["path_on_host"], "rb" if body["is_read_only"] else "r+b")
+            ):
+                return problem
+        self._started, self._paused = True, not told.get("resume_vm", False)
+        await asyncio.start_unix_server(self._guest, self._told["/vsock"]["uds_path"])
         return ""
 
     async def _act(self, path: str) -> str:
@@ -132,6 +191,12 @@ class Firecracker:
             return _unreadable(told["path_on_host"], "rb" if told["is_read_only"] else "r+b")
         if path == "/logger":
             return _unreadable(told["log_path"], "ab")
+        if path == "/vm":
+            self._paused = told["state"] == "Paused"
+        if path == "/snapshot/create":
+            return self._create(told)
+        if path == "/snapshot/load":
+            return await self._load(told)
         if path == "/actions" and told["action_type"] == "InstanceStart":
             missing = {"/boot-source", "/machine-config", "/vsock"} - set(self._told)
             if missing or self._started:
@@ -144,6 +209,9 @@ class Firecracker:
     async def _guest(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A vsock connection to the guest: its init says what the drives hold, and ends when it is told to."""
         port = (await reader.readline()).decode().removeprefix("CONNECT ").strip()
+        if self._paused:
+            writer.close()
+            return
         if port not in ("1024", "1025"):
             writer.close()
             return
@@ -151,7 +219,9 @@ class Firecracker:
         hello = await reader.readexactly(4096 + 8 + 16 + 1)
         writer.write(_frame(16, b"castoff\n" + hello[4104:4120] + struct.pack("<I", 1)))
         if port == "1024":
-            text = " ".join(path for path in self._told if path.startswith("/drives")).encode()
+            self._counted += 1  # in its memory: how often it was asked
+            drives = [path for path in self._told if path.startswith("/drives")]
+            text = " ".join(drives if self._counted == 1 else [*drives, str(self._counted)]).encode()
             writer.write(_frame(17, struct.pack("<QQQ", 1, 2, 3)) + _frame(18, bytes(8) + text, stream=1))
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:

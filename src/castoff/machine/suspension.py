@@ -72,6 +72,7 @@ async def suspend(machine: Machine) -> None:
         before = machine.record
         try:
             snapshot = await handle.snapshot(memory)
+            await asyncio.to_thread(_flush, hardware)
             files = await asyncio.to_thread(_files, hardware)
             await machine.write_down(_suspended(Suspension(snapshot=snapshot, files=files)))
         except BaseException as error:
@@ -149,6 +150,16 @@ def _make_room(memory: Path, needed: int) -> None:
 def _remove(memory: Path) -> None:
     if memory.exists():
         shutil.rmtree(memory)
+
+
+def _flush(hardware: Hardware) -> None:
+    """Makes the disks as durable as the memory that knows them; not every VMM does so when it stops."""
+    for drive in hardware.drives:
+        if not drive.read_only:
+            try:
+                fsync_path(Path(drive.path).resolve())
+            except OSError as error:
+                raise Unavailable(f"{drive.path} cannot be flushed: {error.strerror}") from error
 
 
 def _files(hardware: Hardware) -> dict[str, tuple[int, int, int]]:

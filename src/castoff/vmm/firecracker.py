@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from castoff.errors import Invalid, Unavailable, Unsupported
 from castoff.store.builds import uninterrupted
@@ -19,16 +20,22 @@ from castoff.timeline import step
 from castoff.vmm.cgroups import Group
 from castoff.vmm.firecracker_jail import Jail
 from castoff.vmm.limits import entrance, group_of, leave, state_of
-from castoff.vmm.process import MonitorProcess, last_lines, owner_for, spawn
+from castoff.vmm.process import MonitorProcess, Owner, last_lines, owner_for, spawn
 from castoff.vmm.rates import Rates, token_bucket
 from castoff.vmm.settings import VmmSettings
 from castoff.vmm.tap import Tap, persist_tap, remove_tap
-from castoff.vmm.vmm import MachineSpec
+from castoff.vmm.vmm import MachineSpec, Snapshot
+
+if TYPE_CHECKING:
+    from castoff.vmm.firecracker_api import FirecrackerApi
 
 __all__ = ["FirecrackerHandle", "FirecrackerVmm"]
 
 _CONSOLE: Final = "console.log"
 _LOG: Final = "vmm.log"
+_API: Final = "api.sock"
+_VSOCK: Final = "vsock.sock"
+_JAIL: Final = "jail"
 _GUEST_CID: Final = 3
 _CHANNEL_PORT: Final = 1024
 _CONTROL_PORT: Final = 1025
@@ -38,20 +45,44 @@ _MAX_BOOT_ARGS: Final = 2048
 _KERNEL_ARGS: Final = ("console=ttyS0", "reboot=k", "panic=-1", "quiet", "cryptomgr.notests", "i8042.noaux", "i8042.nomux")
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a Firecracker must have in common with the one that goes on from its guest.
+
+    Attributes:
+        told: See castoff.vmm.firecracker_snapshot; empty: an older castoff started it.
+        memory: Bytes that its guest has.
+    """
+
+    told: str
+    memory: int
+
+
 class FirecrackerHandle:
-    """A running Firecracker."""
+    """A running Firecracker. Implements castoff.vmm.vmm.SnapshotHandle, too.
+
+    Args:
+        process: It.
+        directory: The machine's own.
+        jail: Where it sees files.
+        group: Its control group.
+        tap: Its card's device on the host; empty: none.
+    """
 
     channel_port: int | None = _CHANNEL_PORT
     control_port: int | None = _CONTROL_PORT
 
-    def __init__(self, process: MonitorProcess, directory: Path, vsock: Path, group: Group | None, tap: str = "") -> None:
+    def __init__(
+        self, process: MonitorProcess, directory: Path, jail: Jail, group: Group | None, tap: str, shape: _Shape
+    ) -> None:
         self._process = process
         self._tap = tap
+        self._jail = jail
+        self._shape = shape
         self.group = group
         self._directory = directory
         self.pid = process.pid
-        self.channel = vsock
-        self.control = vsock
+        self.channel = self.control = jail.host(_VSOCK)
         self.console = directory / _CONSOLE
 
     def state(self) -> dict[str, Any]:
@@ -63,6 +94,9 @@ class FirecrackerHandle:
             "directory": str(self._directory),
             "vsock": str(self.channel),
             "tap": self._tap,
+            "owner": None if self._jail.owner is None else [self._jail.owner.uid, self._jail.owner.gid],
+            "shape": self._shape.told,
+            "memory": self._shape.memory,
         } | state_of(self.group)
 
     async def wait(self) -> int:
@@ -82,6 +116,28 @@ class FirecrackerHandle:
             await asyncio.to_thread(remove_tap, self._tap)
         await leave(self.group)
 
+    async def snapshot(self, directory: Path) -> Snapshot:
+        """Pauses the guest and writes it down; see castoff.vmm.vmm."""
+        from castoff.vmm.firecracker_snapshot import write_guest
+
+        if not self._shape.told:
+            raise Unsupported("this machine was started by an older castoff, which did not foresee it", hint="restart it once")
+        with step("vmm.firecracker_snapshot", machine=self._directory.name, total=self._shape.memory) as current:
+            found = await write_guest(self._api(), self._jail, directory, shape=self._shape.told, memory=self._shape.memory)
+            current.advance(found.size)
+            return found
+
+    async def go_on(self) -> None:
+        """Lets a guest that was paused run; see castoff.vmm.vmm."""
+        from castoff.vmm.firecracker_snapshot import go_on
+
+        await go_on(self._api(), self._shape.memory)
+
+    def _api(self) -> FirecrackerApi:
+        from castoff.vmm.firecracker_api import FirecrackerApi  # aiohttp, 100 ms to import
+
+        return FirecrackerApi(self._jail.host(_API))
+
 
 class FirecrackerVmm:
     """Starts machines with Firecracker.
@@ -99,31 +155,68 @@ class FirecrackerVmm:
     async def start(self, spec: MachineSpec) -> FirecrackerHandle:
         """Starts a machine; see :class:`castoff.vmm.vmm.Vmm`."""
         with step("vmm.firecracker", machine=spec.id):
-            _check(spec)
-            jail, command = self._jail(spec)
-            try:
-                requests = configuration(spec, jail, extra=self._settings.kernel_args)
-            except OSError as error:
-                raise Unavailable(
-                    f"machine {spec.id} cannot be prepared: {error.filename or ''} {error.strerror}",
-                    hint="kernel, drives and the machine's directory must be readable",
-                ) from error
-            log, directory = spec.directory / _CONSOLE, spec.directory
-            tap = await self._tap(spec)
-            try:
-                async with entrance(spec, self._settings.limits, emulated=False) as door:
-                    process = spawn(command, log=log, owner=None, directory=directory, inherit=spec.inherit, gate=door.gate)
-                    try:
-                        await door.admit(process)
-                        await self._configure(spec, process, jail.host("api.sock"), requests)
-                    except BaseException:
-                        await asyncio.shield(process.kill())
-                        raise
-            except BaseException:
-                if tap:
-                    await uninterrupted(remove_tap, tap)
-                raise
-            return FirecrackerHandle(process, spec.directory, jail.host("vsock.sock"), door.group, tap)
+            prepared = self._prepare(spec)
+
+            async def told(api: FirecrackerApi) -> None:
+                await api.put_all(prepared.requests)
+
+            return await self._started(spec, prepared, told, self._settings.firecracker.start_seconds)
+
+    async def restore(self, spec: MachineSpec, directory: Path, snapshot: Snapshot) -> FirecrackerHandle:
+        """Starts one whose guest was written down; see :class:`castoff.vmm.vmm.SnapshotVmm`.
+
+        Drives, card and vsock are where they were, so nothing of what Firecracker wrote has to be put right.
+        """
+        from castoff.vmm.firecracker_snapshot import load_seconds, read_guest
+
+        with step("vmm.firecracker", machine=spec.id, restored=True):
+            prepared = self._prepare(spec)
+            logger = dict(prepared.requests)["/logger"]
+
+            async def read(api: FirecrackerApi) -> None:
+                async with api.connected(appears=True) as session:
+                    shape = prepared.shape.told
+                    await read_guest(session, prepared.jail, directory, snapshot, shape=shape, logger=logger)
+
+            seconds = self._settings.firecracker.start_seconds + load_seconds(snapshot.size)
+            return await self._started(spec, prepared, read, seconds)
+
+    def _prepare(self, spec: MachineSpec) -> _Prepared:
+        """All that must be there before Firecracker is."""
+        from castoff.vmm.firecracker_snapshot import shape
+
+        _check(spec)
+        jail, command = self._jail(spec)
+        try:
+            jail.clear(spec.directory / _JAIL)
+            requests = configuration(spec, jail, extra=self._settings.kernel_args)
+        except OSError as error:
+            raise Unavailable(
+                f"machine {spec.id} cannot be prepared: {error.filename or ''} {error.strerror}",
+                hint="kernel, drives and the machine's directory must be readable",
+            ) from error
+        return _Prepared(jail, command, requests, _Shape(shape(requests), spec.memory))
+
+    async def _started(
+        self, spec: MachineSpec, prepared: _Prepared, tell: Callable[[FirecrackerApi], Awaitable[None]], seconds: float
+    ) -> FirecrackerHandle:
+        """A Firecracker that was told what it needs."""
+        log, directory = spec.directory / _CONSOLE, spec.directory
+        tap = await self._tap(spec)
+        try:
+            async with entrance(spec, self._settings.limits, emulated=False) as door:
+                process = spawn(prepared.command, log=log, owner=None, directory=directory, inherit=spec.inherit, gate=door.gate)
+                try:
+                    await door.admit(process)
+                    await self._configure(spec, process, prepared.jail.host(_API), tell, seconds)
+                except BaseException:
+                    await asyncio.shield(process.kill())
+                    raise
+        except BaseException:
+            if tap:
+                await uninterrupted(remove_tap, tap)
+            raise
+        return FirecrackerHandle(process, spec.directory, prepared.jail, door.group, tap, prepared.shape)
 
     async def _tap(self, spec: MachineSpec) -> str:
         """The name of its tap, which is there then; empty: it has none."""
@@ -142,8 +235,10 @@ class FirecrackerVmm:
         process = MonitorProcess.find(int(state["pid"]), int(state["started"]))
         if process is None:
             return None
-        vsock, tap = Path(state["vsock"]), str(state.get("tap", ""))
-        return FirecrackerHandle(process, Path(state["directory"]), vsock, group_of(state), tap)
+        owner = state.get("owner")
+        jail = Jail(Path(state["vsock"]).parent, None if owner is None else Owner(*owner))
+        shape = _Shape(str(state.get("shape", "")), int(state.get("memory", 0)))
+        return FirecrackerHandle(process, Path(state["directory"]), jail, group_of(state), str(state.get("tap", "")), shape)
 
     def _jail(self, spec: MachineSpec) -> tuple[Jail, list[str]]:
         """Where the machine's files are, and the command that starts it there."""
@@ -155,23 +250,28 @@ class FirecrackerVmm:
         owner = owner_for(spec.id, self._settings, spec.user)
         if owner is None:
             jail = Jail(spec.directory, None)
-            return jail, [binary, "--id", name, "--api-sock", jail.socket("api.sock")]
-        base = spec.directory / "jail"
+            return jail, [binary, "--id", name, "--api-sock", jail.socket(_API)]
+        base = spec.directory / _JAIL
         # The jailer itself makes this path of the base, the program's name and the id (its docs/jailer.md).
         jail = Jail(base / Path(binary).resolve().name / name / "root", owner)
         command = [_find(settings.jailer), "--id", name, "--exec-file", str(Path(binary).resolve())]
         command += ["--uid", str(owner.uid), "--gid", str(owner.gid), "--chroot-base-dir", str(base)]
-        return jail, [*command, "--", "--api-sock", jail.socket("api.sock")]
+        return jail, [*command, "--", "--api-sock", jail.socket(_API)]
 
     async def _configure(
-        self, spec: MachineSpec, process: MonitorProcess, socket: Path, requests: list[tuple[str, dict[str, Any]]]
+        self,
+        spec: MachineSpec,
+        process: MonitorProcess,
+        socket: Path,
+        tell: Callable[[FirecrackerApi], Awaitable[None]],
+        seconds: float,
     ) -> None:
         from castoff.vmm.firecracker_api import FirecrackerApi  # aiohttp, 100 ms to import
 
-        sent = asyncio.create_task(FirecrackerApi(socket).put_all(requests))
+        sent = asyncio.ensure_future(tell(FirecrackerApi(socket)))
         ended = asyncio.create_task(process.wait())
         try:
-            async with asyncio.timeout(self._settings.firecracker.start_seconds):
+            async with asyncio.timeout(seconds):
                 await asyncio.wait((sent, ended), return_when=asyncio.FIRST_COMPLETED)
                 if sent.done():
                     await sent
@@ -188,6 +288,16 @@ class FirecrackerVmm:
             f"firecracker ended at its start (status {await process.wait()}): {_said(spec)}",
             hint="`castoff doctor` tells whether KVM is usable here",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A machine that can be started: where its files are, the command, what Firecracker is told, what it will be."""
+
+    jail: Jail
+    command: list[str]
+    requests: list[tuple[str, dict[str, Any]]]
+    shape: _Shape
 
 
 def configuration(spec: MachineSpec, jail: Jail, *, extra: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -223,7 +333,7 @@ def configuration(spec: MachineSpec, jail: Jail, *, extra: tuple[str, ...] = ())
     if tap is not None:
         card = {"iface_id": "eth0", "host_dev_name": tap.device, "guest_mac": tap.mac}
         requests.append(("/network-interfaces/eth0", card | _network_limiters(spec.rates)))
-    requests.append(("/vsock", {"guest_cid": _GUEST_CID, "uds_path": jail.socket("vsock.sock")}))
+    requests.append(("/vsock", {"guest_cid": _GUEST_CID, "uds_path": jail.socket(_VSOCK)}))
     requests.append(("/actions", {"action_type": "InstanceStart"}))
     return requests
 

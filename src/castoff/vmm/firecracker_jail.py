@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from castoff.errors import Unsupported
+from castoff.errors import Unavailable, Unsupported
 from castoff.vmm.process import Owner
 
 __all__ = ["Jail"]
@@ -66,6 +66,47 @@ class Jail:
             source.chmod(source.stat().st_mode | stat.S_IRGRP | stat.S_IROTH)
         self._link(name, source)
         return self.path(name)
+
+    def lend(self, name: str, source: Path, *, write: bool) -> str:
+        """Lets a running Firecracker have a file of ours until :meth:`take_back`; its name there.
+
+        The jail is its own by now: nothing that it may have put there is followed.
+
+        Args:
+            name: Inside.
+            source: A file of ours, on the same filesystem.
+            write: Whether it may be written, or only read.
+
+        Raises:
+            Unavailable: It cannot be done.
+        """
+        if self.owner is None:
+            return str(source)
+        try:
+            os.chown(source, self.owner.uid if write else os.geteuid(), self.owner.gid, follow_symlinks=False)
+            source.chmod(0o600 if write else 0o440)
+            self.take_back(name)
+            os.link(source, self.root / name, follow_symlinks=False)
+        except OSError as error:
+            raise Unavailable(f"{source} cannot be put into the jail {self.root}: {error.strerror}") from error
+        return self.path(name)
+
+    def take_back(self, name: str) -> None:
+        """Removes the name of a file that was lent; the file stays."""
+        if self.owner is not None:
+            (self.root / name).unlink(missing_ok=True)
+
+    def clear(self, top: Path) -> None:
+        """Removes what an earlier Firecracker of the machine, which has ended, left: neither it nor its jailer overwrites.
+
+        Args:
+            top: The jail's own directory; sockets of an unjailed one lie in ``root``.
+        """
+        if top.exists():
+            shutil.rmtree(top)
+        if self.owner is None:
+            for name in ("api.sock", "vsock.sock"):
+                (self.root / name).unlink(missing_ok=True)
 
     def _prepared(self, name: str) -> Path:
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)

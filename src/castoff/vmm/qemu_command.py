@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from castoff.errors import Invalid
+from castoff.vmm.cpu import host_cpu
 from castoff.vmm.rates import Rates, qemu_limits
 from castoff.vmm.vmm import MachineSpec, PortForward
 
@@ -89,7 +90,7 @@ def shape(command: Sequence[str], *, kvm: bool) -> str:
     for option in ("-append", "-name"):
         at = told.index(option)
         del told[at : at + 2]
-    cpu = re.findall(r"^(?:model name|flags)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:2] if kvm else []
+    cpu = host_cpu() if kvm else []
     return hashlib.sha256("\0".join([*told, *cpu]).encode()).hexdigest()[:16]
 
 
