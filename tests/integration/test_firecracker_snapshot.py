@@ -114,6 +114,8 @@ async def test_a_guest_goes_on_where_it_was(vmm: FirecrackerVmm, spec: MachineSp
         assert [path for path, _ in told(handle)][-2:] == ["/logger", "/snapshot/load"]
         async with FirecrackerApi(handle.channel.parent / "api.sock").connected() as api:
             assert (await api.get("/"))["state"] == "Paused"
+        with pytest.raises(Unavailable):
+            await GuestChannel.connect(handle, 0.2)
         for path in files:
             path.unlink()  # as the machine does before it lets the guest run
         await handle.go_on()

@@ -78,8 +78,12 @@ async def connect_guest(target: VmmHandle | Path, *, control: bool) -> tuple[asy
             reader, writer = await connect_unix(path)
         except OSError as error:
             raise Unavailable(f"{path} does not answer: {error.strerror}", hint="has the machine ended?") from error
-        if port is None or await _is_accepted(reader, writer, port):
-            return reader, writer
+        try:
+            if port is None or await _is_accepted(reader, writer, port):
+                return reader, writer
+        except BaseException:
+            writer.close()
+            raise
         writer.close()
         await asyncio.sleep(_RETRY_SECONDS)
 
