@@ -17,6 +17,7 @@ from castoff.fleet.inventory import Inventory
 from castoff.fleet.members import Members
 from castoff.fleet.record import HostRecord
 from castoff.fleet.settings import FleetSettings
+from castoff.fleet.told import telling as told_by
 from castoff.image.digest import Digest
 from castoff.peers.known import HOLDERS, KNOWN_PEERS, KnownHolders, KnownPeers
 from nats_servers import NatsServer, nats_cluster, nats_server
@@ -179,6 +180,31 @@ async def test_the_bucket_is_gone(server: NatsServer) -> None:
             await operator.jetstream().delete_key_value(operator.bucket_name("layers"))
             async with telling([server.url], "3" * 16, Shelf(LAYERS[2])) as three:
                 await becomes(lambda: len(three.lists()) == 3)
+
+
+@pytest.mark.parametrize("forget", [True, False])
+async def test_what_is_not_told_again(server: NatsServer, forget: bool) -> None:
+    """It is forgotten where that is wanted; what is told is told again before."""
+    heard: dict[str, bytes] = {}
+
+    def hear(host: str, data: bytes) -> None:
+        heard[host] = data
+
+    async def say() -> bytes:
+        return b"here"
+
+    bounds = {"every": LOOK, "most_bytes": 1 << 20, "value_bytes": 1 << 10}
+    async with (
+        Connection.open(FleetSettings(urls=(server.url,))) as connection,
+        told_by(connection, "things", ONE, say, hear, forget=forget, anew=0.4, **bounds),
+    ):
+        await becomes(lambda: heard == {ONE: b"here"})
+        bucket = await connection.jetstream().key_value(connection.bucket_name("things"))
+        await bucket.put(TWO, b"once")
+        await becomes(lambda: heard == {ONE: b"here", TWO: b"once"})
+        await asyncio.sleep(2.4)
+        assert heard == {ONE: b"here", TWO: b"" if forget else b"once"}
+        assert (await bucket.get(ONE)).value == b"here"
 
 
 async def test_one_of_three_servers_dies(daemon_directory: Path) -> None:

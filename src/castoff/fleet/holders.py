@@ -51,8 +51,17 @@ class Holders:
         async def say() -> bytes:
             return (await listing()).to_bytes()
 
-        limits = {"most_bytes": _MOST_BYTES, "value_bytes": MOST_BYTES}
-        async with telling(connection, "layers", own, say, holders._hear, every=look, notice=notice, **limits):
+        async with telling(
+            connection,
+            "layers",
+            own,
+            say,
+            holders._hear,
+            every=look,
+            notice=notice,
+            most_bytes=_MOST_BYTES,
+            value_bytes=MOST_BYTES,
+        ):
             yield holders
 
     def lists(self) -> Mapping[str, Inventory]:

@@ -113,7 +113,7 @@ class Roster:
             return packed
 
         limits = {"most_bytes": _MOST_BYTES, "value_bytes": _VALUE_BYTES}
-        async with telling(connection, "machines", own, say, roster._hear, every=_LOOK, notice=notice, **limits):
+        async with telling(connection, "machines", own, say, roster._hear, every=_LOOK, notice=notice, forget=False, **limits):
             yield roster
 
     def find(self, machine: str) -> str | None:

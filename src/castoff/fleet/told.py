@@ -32,23 +32,26 @@ Hear = Callable[[str, bytes], None]
 
 class _Told:
     def __init__(
-        self, connection: Connection, bucket: str, own: str, say: Say, hear: Hear, notice: Callable[[str], None]
+        self, connection: Connection, bucket: str, own: str, say: Say, hear: Hear, notice: Callable[[str], None], anew: float
     ) -> None:
         self.connection, self.bucket, self.own = connection, bucket, own
         self.say, self.hear, self.notice = say, hear, notice
+        self.anew = anew
         self.refused: set[str] = set()
         self.heard: dict[str, float] = {}
         self.echo = b""
 
-    async def forever(self, every: float, most_bytes: int, value_bytes: int) -> None:
+    async def forever(self, every: float, most_bytes: int, value_bytes: int, forget: bool) -> None:
         told = ""
         while True:
             try:
                 reached = self.connection.times_reached
-                bucket = await self.connection.bucket(self.bucket, ttl=3 * _ANEW, most_bytes=most_bytes, value_bytes=value_bytes)
+                bucket = await self.connection.bucket(
+                    self.bucket, ttl=3 * self.anew, most_bytes=most_bytes, value_bytes=value_bytes
+                )
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._tell_forever(bucket, every, reached))
-                    tasks.create_task(self._watch(bucket))
+                    tasks.create_task(self._watch(bucket, forget))
             except* CastoffError as failed:
                 why = str(failed.exceptions[0])
                 if self.connection.is_connected and why not in (told, _AWAY):  # else the connection tells of it
@@ -61,7 +64,7 @@ class _Told:
         last, age, looked = b"", 0.0, 0
         while self.connection.times_reached == reached:
             data = await self.say()
-            if data != last or age >= _ANEW:
+            if data != last or age >= self.anew:
                 with asked(f"the {self.bucket} of this host"):
                     await bucket.put(self.own, data)
                 last, age, looked = data, 0.0, 0
@@ -75,16 +78,17 @@ class _Told:
                     raise Unavailable("what it tells does not come back")
         raise Unavailable(_AWAY)  # and what they kept may be gone
 
-    async def _watch(self, bucket: KeyValue) -> None:
+    async def _watch(self, bucket: KeyValue, forget: bool) -> None:
         with asked(f"watching the {self.bucket} of the hosts"):
             watcher = await bucket.watchall()
             try:
                 while True:
                     with contextlib.suppress(TimeoutError):
-                        entry = await watcher.updates(timeout=_QUIET)  # type: ignore[no-untyped-call]
+                        entry = await watcher.updates(timeout=min(_QUIET, self.anew))  # type: ignore[no-untyped-call]
                         if entry is not None:
                             self._take(entry.key, b"" if entry.operation else entry.value or b"")
-                    self._forget()
+                    if forget:
+                        self._forget()
             finally:
                 await watcher.stop()  # type: ignore[no-untyped-call]
 
@@ -108,8 +112,11 @@ class _Told:
                 del self.heard[host]
 
     def _forget(self) -> None:
-        """Servers older than 2.11 do not say that they dropped a value for its age."""
-        since = time.monotonic() - 3 * _ANEW
+        """Drops what was not told again, of which servers say nothing; not while this host may be cut off."""
+        now = time.monotonic()
+        if self.heard.get(self.own, float("-inf")) < now - 2 * self.anew:
+            return
+        since = now - 3 * self.anew
         for host in [host for host, heard in self.heard.items() if heard < since]:
             self._take(host, b"")
 
@@ -126,6 +133,8 @@ async def telling(
     most_bytes: int,
     value_bytes: int,
     notice: Callable[[str], None] = lambda line: None,
+    forget: bool = True,
+    anew: float = _ANEW,
 ) -> AsyncIterator[None]:
     """Tells and hears for the block.
 
@@ -139,9 +148,11 @@ async def telling(
         most_bytes: Of all hosts' values.
         value_bytes: Of one.
         notice: Called with a line for people.
+        forget: Hear that it is gone when a host has not told it for long; else only when the servers say so.
+        anew: Seconds after which it is told again although it is the same, and after thrice which it is gone.
     """
-    told = _Told(connection, bucket, own, say, hear, notice)
-    living = asyncio.create_task(told.forever(every, most_bytes, value_bytes))
+    told = _Told(connection, bucket, own, say, hear, notice, anew)
+    living = asyncio.create_task(told.forever(every, most_bytes, value_bytes, forget))
     try:
         yield
     finally:

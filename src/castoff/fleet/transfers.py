@@ -68,8 +68,17 @@ class Transfers:
         async def say() -> bytes:
             return msgspec.json.encode(sorted(sendings(), key=lambda sending: (-sending.rate, sending.to))[:MOST])
 
-        limits = {"most_bytes": _MOST_BYTES, "value_bytes": _VALUE_BYTES}
-        async with telling(connection, "transfers", own, say, transfers._hear, every=every, notice=notice, **limits):
+        async with telling(
+            connection,
+            "transfers",
+            own,
+            say,
+            transfers._hear,
+            every=every,
+            notice=notice,
+            most_bytes=_MOST_BYTES,
+            value_bytes=_VALUE_BYTES,
+        ):
             yield transfers
 
     def now(self) -> Mapping[str, Sequence[Sending]]:
