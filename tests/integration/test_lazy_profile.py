@@ -88,7 +88,7 @@ def boot(castoff: Castoff, file: Path, *, until: str = "") -> tuple[str, dict[st
         assert process.stdout.readline() == expected(), process.stderr and process.stderr.read()
         (machine,) = castoff.machines
         events = machine / "lazy.events"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60  # it is said at the end of the stream, which a busy host lets wait
         while until not in (said := events.read_text() if events.exists() else "") and time.monotonic() < deadline:
             time.sleep(0.05)
         _, errors = process.communicate(b"go\n", timeout=60)
