@@ -154,7 +154,13 @@ async def test_two_hundred_at_once_fill_what_there_is(server: NatsServer) -> Non
     async with fleet(server, {"cpus": 20}, {"cpus": 10, "share": 1.0}, {"cpus": 30}) as hosts:
         by_id = {host.id: host for host in hosts}
 
+        turns = asyncio.Semaphore(16)  # all in one process: offers shall not come too late for want of processors
+
         async def create(number: int) -> bool:
+            async with turns:
+                return await place(number)
+
+        async def place(number: int) -> bool:
             asker, made = hosts[number % 3].placement, None
             while made is None and any(host.total.cpus > len(host.machines) for host in hosts):
                 offers = await asker.ask("image", (), ONE, "fra")
