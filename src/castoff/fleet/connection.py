@@ -11,7 +11,7 @@ import contextlib
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from nats.js.kv import KeyValue
 from castoff.errors import Invalid, NotFound, Unavailable
 from castoff.fleet.settings import FleetSettings, check_fleet
 
-__all__ = ["Connection", "asked", "end"]
+__all__ = ["Connection", "asked", "end", "until_first"]
 
 _CONNECT: Final = 5.0
 _ANSWER: Final = 5.0
@@ -60,12 +60,30 @@ def asked(what: str) -> Iterator[None]:
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancels tasks until they have ended: a cancellation that comes with an answer is lost in wait_for of Python 3.11, which
     nats-py uses (https://github.com/python/cpython/issues/81839)."""
-    running = {task for task in tasks if not task.done()}
-    while running:
+    cancelled = False
+    while running := {task for task in tasks if not task.done()}:
         for task in running:
             task.cancel()
-        _, running = await asyncio.wait(running, timeout=0.5)
-    await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await asyncio.wait(running, timeout=0.5)
+        except asyncio.CancelledError:
+            cancelled = True  # whoever ends this ends them no sooner
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # it is known: nobody is to be told that it was lost
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+async def until_first(*jobs: Coroutine[Any, Any, None]) -> None:
+    """Runs all until one ends; ends the others, and raises what it raised. (A TaskGroup cancels once only: :func:`end`.)"""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(*tasks)
+    for task in done:
+        task.result()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import msgspec
 from nats.js.kv import KeyValue
 
 from castoff.errors import CastoffError, Invalid, Unavailable
-from castoff.fleet.connection import Connection, asked, end
+from castoff.fleet.connection import Connection, asked, end, until_first
 from castoff.fleet.record import MOST_BYTES, HostRecord, read_record
 
 __all__ = ["BEAT", "Member", "Members"]
@@ -136,12 +136,9 @@ class Members:
                     most_bytes=_MOST_BYTES,
                     value_bytes=MOST_BYTES,
                 )
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._beat_forever(bucket))
-                    tasks.create_task(self._watch(bucket))
-                    tasks.create_task(self._look_forever())
-            except* CastoffError as failed:
-                why = str(failed.exceptions[0])
+                await until_first(self._beat_forever(bucket), self._watch(bucket), self._look_forever())
+            except CastoffError as failed:
+                why = str(failed)
                 if self._connection.is_connected and why != told:  # else the connection tells of it
                     self._notice(f"this host is not seen in its fleet: {why}")
                     told = why

@@ -12,7 +12,7 @@ from typing import Final
 from nats.js.kv import KeyValue
 
 from castoff.errors import CastoffError, Invalid, Unavailable
-from castoff.fleet.connection import Connection, asked, end
+from castoff.fleet.connection import Connection, asked, end, until_first
 
 __all__ = ["telling"]
 
@@ -40,8 +40,6 @@ class _Told:
         self.refused: set[str] = set()
         self.heard: dict[str, float] = {}
         self.echo = b""
-        self.is_over = False
-        """Set when the teller ends: its group cancels the watch once only, which wait_for of Python 3.11 can lose (end)."""
 
     async def forever(self, every: float, most_bytes: int, value_bytes: int, forget: bool) -> None:
         told = ""
@@ -51,12 +49,9 @@ class _Told:
                 bucket = await self.connection.bucket(
                     self.bucket, ttl=3 * self.anew, most_bytes=most_bytes, value_bytes=value_bytes
                 )
-                async with asyncio.TaskGroup() as tasks:
-                    telling = tasks.create_task(self._tell_forever(bucket, every, reached))
-                    telling.add_done_callback(self._ends)
-                    tasks.create_task(self._watch(bucket, forget))
-            except* CastoffError as failed:
-                why = str(failed.exceptions[0])
+                await until_first(self._tell_forever(bucket, every, reached), self._watch(bucket, forget))
+            except CastoffError as failed:
+                why = str(failed)
                 if self.connection.is_connected and why not in (told, _AWAY):  # else the connection tells of it
                     self.notice(f"the {self.bucket} of this host are not seen in its fleet: {why}")
                     told = why
@@ -65,7 +60,6 @@ class _Told:
     async def _tell_forever(self, bucket: KeyValue, every: float, reached: int) -> None:
         """Tells what has changed; ends when what was told is not in the bucket, or does not come back."""
         last, age, looked = b"", 0.0, 0
-        self.is_over = False
         while self.connection.times_reached == reached:
             data = await self.say()
             if data != last or age >= self.anew:
@@ -86,7 +80,7 @@ class _Told:
         with asked(f"watching the {self.bucket} of the hosts"):
             watcher = await bucket.watchall()
             try:
-                while not self.is_over:
+                while True:
                     with contextlib.suppress(TimeoutError):
                         entry = await watcher.updates(timeout=min(_QUIET, self.anew))  # type: ignore[no-untyped-call]
                         if entry is not None:
@@ -95,9 +89,6 @@ class _Told:
                         self._forget()
             finally:
                 await watcher.stop()  # type: ignore[no-untyped-call]
-
-    def _ends(self, _: asyncio.Task[None]) -> None:
-        self.is_over = True
 
     def _take(self, host: str, data: bytes) -> None:
         """What makes no sense leaves what was heard before as it was."""
