@@ -16,8 +16,7 @@ from castoff.errors import CastoffError, Conflict, NotFound
 from castoff.image.image import Image, Layer, Platform
 from castoff.machine.model import MachineRequest, MachineState
 from castoff.machine.records import MachineRecords
-from castoff.peers.known import KNOWN_PEERS
-from castoff.peers.settings import PeerSettings
+from castoff.peers.settings import KNOWN_PEERS, PeerSettings
 from castoff.rootfs.builds import Alone, Builds
 from castoff.rootfs.context import ProviderContext
 from castoff.store.rootfs import RootfsName

@@ -19,7 +19,8 @@ from castoff.fleet.record import HostRecord
 from castoff.fleet.settings import FleetSettings
 from castoff.fleet.told import telling as told_by
 from castoff.image.digest import Digest
-from castoff.peers.known import HOLDERS, KNOWN_PEERS, KnownHolders, KnownPeers
+from castoff.peers.known import HOLDERS, KnownHolders, KnownPeers
+from castoff.peers.settings import KNOWN_PEERS
 from nats_servers import NatsServer, nats_cluster, nats_server
 
 ONE, TWO = "1" * 16, "2" * 16

@@ -64,7 +64,15 @@ def test_the_command_finds_what_the_image_and_the_flags_say(castoff: Castoff, tm
     lines = os.fsdecode(done.stdout).splitlines()
     assert lines[0] == "uid=1000(app) gid=1000(app) groups=1000(app),1001(extra)"
     assert lines[1] == "/srv"
-    assert {"A=flag", "FILE=yes", "FROM_IMAGE=yes", "HERE=from here", "HOME=/home/app", "HOSTNAME=web", "PATH=/bin"} <= set(lines)
+    assert {
+        "A=flag",
+        "FILE=yes",
+        "FROM_IMAGE=yes",
+        "HERE=from here",
+        "HOME=/home/app",
+        "HOSTNAME=web",
+        "PATH=/bin:/dev/castoff/bin",
+    } <= set(lines)
     rest = lines[lines.index("web") :]
     assert rest[1] == "2"
     assert 150_000 < int(rest[2].split()[1]) <= 262_144

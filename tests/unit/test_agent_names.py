@@ -57,7 +57,7 @@ async def served() -> AsyncIterator[int]:
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(Elsewhere, local_addr=(MINE, elsewhere))
     try:
-        async with serving_names(Names(machines, [MINE], port=elsewhere), MINE, port=port):
+        async with serving_names(Names(machines, lambda: 1, [MINE], port=elsewhere), MINE, port=port):
             yield port
     finally:
         transport.close()
@@ -87,7 +87,7 @@ async def test_other_names_are_asked_elsewhere() -> None:
 
 
 async def test_who_is_no_machine_is_told_nothing() -> None:
-    names = Names(machines, [])
+    names = Names(machines, lambda: 1, [])
     query = dns.message.make_query("a.internal", "A")
     answer = await names.answer(query.to_wire(), "10.0.0.99")
     assert answer is not None and dns.message.from_wire(answer).rcode() == dns.rcode.NXDOMAIN
@@ -97,7 +97,9 @@ async def test_who_is_no_machine_is_told_nothing() -> None:
 
 async def test_no_answer_from_elsewhere_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("castoff.agent.network.names._SECONDS", 0.1)
-    answer = await Names(machines, [MINE], port=free_port()).answer(dns.message.make_query("example.com", "A").to_wire(), MINE)
+    answer = await Names(machines, lambda: 1, [MINE], port=free_port()).answer(
+        dns.message.make_query("example.com", "A").to_wire(), MINE
+    )
     assert answer is not None and dns.message.from_wire(answer).rcode() == dns.rcode.SERVFAIL
 
 
@@ -106,7 +108,7 @@ def test_whatever_a_guest_sends_is_answered_or_not(data: bytes) -> None:
     """Bytes, and a real question with bytes in its place: no error, and no answer to an answer."""
     question = dns.message.make_query("a.internal", "A").to_wire()
     for sent in (data, question[: len(data) % len(question)] + data, data[:2] + question[2:]):
-        answer = asyncio.run(Names(machines, []).answer(sent, MINE))
+        answer = asyncio.run(Names(machines, lambda: 1, []).answer(sent, MINE))
         if answer is not None:
             assert dns.message.from_wire(answer).flags & dns.flags.QR
             assert answer[:2] == sent[:2]
@@ -127,17 +129,21 @@ async def test_slow_and_broken_connections_end(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_machine_that_floods_harms_itself() -> None:
     """Of a thousand questions in a moment few are looked at, and others are answered meanwhile."""
     looks = 0
+    revision = 1
 
     def counted() -> list[Machine]:
         nonlocal looks
         looks += 1
         return machines()
 
-    names = Names(counted, [])
+    names = Names(counted, lambda: revision, [])
     let = sum(names.lets("10.0.0.3") for _ in range(1000))
     assert 200 <= let < 400
     assert names.lets(MINE)
     query = dns.message.make_query("a.internal", "A").to_wire()
     for _ in range(50):
         assert await names.answer(query, MINE) is not None
-    assert looks < 10
+    assert looks == 1
+    revision = 2
+    assert await names.answer(query, MINE) is not None
+    assert looks == 2

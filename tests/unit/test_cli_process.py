@@ -47,6 +47,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert not re.search(rf"(^| )({heavy})( |$)", done.stderr)
 
 
+def test_a_warm_run_imports_nothing_heavy() -> None:
+    """All that one needs whose rootfs and kernel are here."""
+    modules = "cli.run, castoff.host, castoff.create, castoff.rootfs.layered, castoff.machine.machine, castoff.vmm.qemu"
+    code = f"import sys, castoff.{modules}\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "aiohttp", "zstandard", "nats", "castoff.vmm.guest_processes"} & set(done.stdout.split())
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -68,7 +68,7 @@ async def hosted_machines(
         if not discard_unknown:
             await refuse_unknown(machines, launcher)
         if network is not None:
-            names = Names(machines.list, resolvers_of(settings.network))
+            names = Names(machines.list, lambda: machines.revision, resolvers_of(settings.network))
             await enter(serving_names(names, network.plan.gateway))
         attached = Attached(records.volumes, machines)
 

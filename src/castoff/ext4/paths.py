@@ -44,8 +44,8 @@ class PathColumns(NamedTuple):
 
     key: NDArray[np.uint64]
     parent: NDArray[np.uint64]
-    item: NDArray[np.int64]
-    inode: NDArray[np.int64]
+    item: NDArray[np.int32]
+    inode: NDArray[np.int32]
     fresh: NDArray[np.bool_]
 
 
@@ -118,7 +118,7 @@ class Paths:
         here = np.flatnonzero(flags & _KNOWN)
         here = here[np.argsort(key[here])]
         parent = key[np.frombuffer(self._parent, dtype=np.int32)[here]]
-        item, inode = (np.frombuffer(column, dtype=np.int32)[here].astype(np.int64) for column in (self._item, self._inode))
+        item, inode = (np.frombuffer(column, dtype=np.int32)[here] for column in (self._item, self._inode))
         return PathColumns(key[here], parent, item, inode, (flags[here] & _FRESH).astype(bool))
 
     def _children(self, number: int) -> Iterator[int]:

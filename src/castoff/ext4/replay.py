@@ -123,6 +123,7 @@ class _Replay:
         """The outcome; gives the layer's items their place in the stack."""
         self.stack.add_directories(self.new.names)
         paths = self.paths.columns()
+        self.paths = Paths()  # of a million of them 60 MB, which what follows takes as well
         items, inodes = paths.item, paths.inode
         slots = self.stack.add_slots(paths.parent)
         mine = items >= self.base

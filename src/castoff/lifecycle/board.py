@@ -37,6 +37,8 @@ class Board:
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._subscribers: set[asyncio.Queue[Change | None]] = set()
+        self.revision = 0
+        """One more with each change of any machine."""
 
     async def load(self) -> None:
         """Reads what an earlier agent wrote."""
@@ -184,6 +186,7 @@ class Board:
             self._subscribers.discard(queue)
 
     def _tell(self, change: Change) -> None:
+        self.revision += 1
         for woken in self._waiting.get(change.machine.id, ()):
             woken.set()
         for queue in list(self._subscribers):

@@ -199,6 +199,11 @@ class Machines:
             self.get(app, machine), states=states, version=version, after_event=from_event_id, timeout=timeout
         )
 
+    @property
+    def revision(self) -> int:
+        """Another number after each change of any machine."""
+        return self._board.revision
+
     def subscribe(self) -> AsyncIterator[Change]:
         """Every change from now on; ends for whoever does not keep up."""
         return self._board.subscribe()

@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 from castoff.image.digest import Digest
 from castoff.store.durable import replace_file
 
-__all__ = ["HOLDERS", "KNOWN_PEERS", "KnownHolders", "KnownPeers", "write_holders", "write_known"]
-
-KNOWN_PEERS: Final = "peers"
-"""Its name in the agent's directory."""
+__all__ = ["HOLDERS", "KnownHolders", "KnownPeers", "write_holders", "write_known"]
 
 HOLDERS: Final = "holders"
-"""Beside it."""
+"""Its name, beside KNOWN_PEERS."""
 
 _LOOK: Final = 1.0
 _MOST_OF_ALL: Final = 8 << 20

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["PeerSettings"]
+__all__ = ["KNOWN_PEERS", "PeerSettings"]
+
+KNOWN_PEERS = "peers"
+"""The file's name in the agent's directory (castoff.peers.known)."""
 
 
 class PeerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

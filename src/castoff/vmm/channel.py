@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final, Self
 from castoff.errors import CastoffError, Unavailable
 from castoff.vmm import frames
 from castoff.vmm.guest import GuestSettings, encode_settings
-from castoff.vmm.guest_processes import LISTING, GuestProcess, read_processes
 from castoff.vmm.guest_session import Event, GuestSession
 
 if TYPE_CHECKING:
+    from castoff.vmm.guest_processes import GuestProcess
     from castoff.vmm.vmm import VmmHandle
 
 __all__ = ["GuestChannel", "GuestSilent"]
@@ -149,6 +149,8 @@ class GuestChannel:
 
     async def processes(self) -> list[GuestProcess]:
         """The guest's processes; see :func:`castoff.vmm.guest_processes.read_processes`."""
+        from castoff.vmm.guest_processes import LISTING, read_processes  # a run that nobody asks for a list goes without
+
         return await read_processes(await self.execute(LISTING))
 
     def _session(self, number: int) -> GuestSession:

@@ -36,8 +36,8 @@ from castoff.fleet.record import HostRecord
 from castoff.fleet.reservations import Reservations
 from castoff.fleet.roster import Roster
 from castoff.lifecycle.machines import Machines
-from castoff.peers.known import HOLDERS, KNOWN_PEERS
-from castoff.peers.settings import PeerSettings
+from castoff.peers.known import HOLDERS
+from castoff.peers.settings import KNOWN_PEERS, PeerSettings
 from castoff.store.store import Store
 
 __all__ = ["Fleet", "host_doors", "in_fleet", "placed", "trusts_hosts"]

@@ -16,7 +16,8 @@ from castoff.fleet.inventory import Inventory
 from castoff.fleet.members import BEAT, Members
 from castoff.fleet.neighbours import MOST, near
 from castoff.fleet.record import HostRecord
-from castoff.peers.known import HOLDERS, KNOWN_PEERS, write_holders, write_known
+from castoff.peers.known import HOLDERS, write_holders, write_known
+from castoff.peers.settings import KNOWN_PEERS
 
 __all__ = ["keep_holders", "keep_neighbours"]
 

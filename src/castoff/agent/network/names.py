@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -45,8 +44,6 @@ _CONNECTIONS: Final = 64
 _A_SECOND: Final = 50.0
 _BURST: Final = 200
 """Questions of one machine; more are dropped before they are read."""
-_FRESH: Final = 0.25
-"""Seconds for which one look at all machines serves."""
 
 
 class Names:
@@ -54,19 +51,23 @@ class Names:
 
     Args:
         machines: All machines that there are.
+        revision: Another number after each change of them.
         resolvers: Addresses of the servers that know other names; tried in order.
         port: Theirs.
     """
 
-    def __init__(self, machines: Callable[[], Iterable[Machine]], resolvers: Sequence[str], *, port: int = 53) -> None:
+    def __init__(
+        self, machines: Callable[[], Iterable[Machine]], revision: Callable[[], int], resolvers: Sequence[str], *, port: int = 53
+    ) -> None:
         self._machines = machines
+        self._revision = revision
         self._resolvers = tuple(resolvers)
         self._port = port
         self._free = asyncio.Semaphore(_AT_ONCE)
         self._rates = Rates(_A_SECOND, _BURST)
         self._asking: dict[str, Machine] = {}
         self._of_app: dict[str, list[Machine]] = {}
-        self._looked = float("-inf")
+        self._looked: int | None = None
 
     def lets(self, client: str) -> bool:
         """Whether a machine may ask now: one that floods the server takes nobody's time but its own."""
@@ -131,11 +132,11 @@ class Names:
                 return None
 
     def _look(self) -> None:
-        """Looks at all machines, not for each question of each of them."""
-        now = time.monotonic()
-        if now - self._looked < _FRESH:
+        """Looks at all machines, if any of them has changed since the last question."""
+        revision = self._revision()
+        if revision == self._looked:
             return
-        self._looked = now
+        self._looked = revision
         self._asking, self._of_app = {}, {}
         for machine in self._machines():
             if machine.address and machine.state == State.STARTED:
